@@ -1,0 +1,40 @@
+# Every target makes .venv and installs by itself when something it needs has changed.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs/demo
+
+.PHONY: install demo test check format bench docs clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## JobFed, FedAvg and local-only training on smartwatch data; ends with a report
+	$(BIN)/tierfed run quickstart --out $(OUT)
+
+test: install  ## the whole suite
+	$(BIN)/python -m pytest
+
+check: install  ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## seconds per round against a bare loop in the same run
+	$(BIN)/python benchmarks/rounds.py
+
+docs: install  ## the site, into site/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv site dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

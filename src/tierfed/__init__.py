@@ -1,0 +1,44 @@
+"""tierfed: hierarchical, personalized federated learning over a tree of computers: cloud, fog, device.
+
+    result = tierfed.run({"algorithm": {"name": "jobfed"}, "run": {"rounds": 20}}, data=frame, module=Net())
+
+trains a global model, team models and personal models; `tierfed run` does the same from a TOML file.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from tierfed.algorithm import Algorithm, Average, Batch, Data, Idle, Info, Relay, Tier
+from tierfed.config import Config, load_config
+from tierfed.data import Dataset, Federation
+from tierfed.errors import InputError
+from tierfed.frames import from_table
+from tierfed.loop import Progress, Result, resume, run
+from tierfed.task import Task
+
+try:
+    __version__ = version("tierfed")
+except PackageNotFoundError:  # used from a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Algorithm",
+    "Average",
+    "Batch",
+    "Config",
+    "Data",
+    "Dataset",
+    "Federation",
+    "Idle",
+    "Info",
+    "InputError",
+    "Progress",
+    "Relay",
+    "Result",
+    "Task",
+    "Tier",
+    "__version__",
+    "from_table",
+    "load_config",
+    "resume",
+    "run",
+]

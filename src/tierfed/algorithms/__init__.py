@@ -1,0 +1,103 @@
+"""The registry of algorithms: one row per name, one file per method; third parties add theirs by the entry point group
+`tierfed.algorithms`, or name them in a config as "package.module:Class"."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from tierfed.algorithm import Algorithm
+from tierfed.errors import InputError, nearest
+from tierfed.settings import build
+
+GROUP = "tierfed.algorithms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row of the registry."""
+
+    target: str  # "package.module:Class"
+    paper: str
+    up: str  # what a device sends
+    down: str  # what it gets
+    models: str  # which of the evaluated models differ: global / team / personal
+    preset: Mapping[str, Any] = field(default_factory=dict)  # the fields that make the method out of the class
+
+
+def _row(target: str, paper: str, up: str, down: str, models: str, **preset: Any) -> Entry:
+    return Entry(target=f"tierfed.algorithms.{target}", paper=paper, up=up, down=down, models=models, preset=preset)
+
+
+REGISTRY: dict[str, Entry] = {
+    "local": _row("keep_local:KeepLocal", "local-only training", "-", "-", "personal", private="all"),
+    "fedavg": _row("fedavg:FedAvg", "McMahan et al. 2017, arXiv 1602.05629", "model", "model", "global, personal"),
+    "hierfavg": _row(
+        "fedavg:FedAvg", "Liu et al. 2020, arXiv 1905.06641", "model", "model", "global, team, personal", edge=True
+    ),
+    "fedprox": _row("fedavg:FedAvg", "Li et al. 2020, arXiv 1812.06127", "model", "model", "global, personal", mu=1e-4),
+    "fedadam": _row("fedadam:FedAdam", "Reddi et al. 2021, arXiv 2003.00295", "model", "model", "global, personal"),
+    "scaffold": _row(
+        "scaffold:Scaffold",
+        "Karimireddy et al. 2020, arXiv 1910.06378",
+        "model, variate",
+        "model, variate",
+        "global, personal",
+    ),
+    "fedbn": _row("keep_local:KeepLocal", "Li et al. 2021, arXiv 2102.07623", "all but BN", "all but BN", "personal"),
+    "mtfl": _row(
+        "keep_local:KeepLocal",
+        "Mills et al. 2021, arXiv 2007.09236",
+        "model",
+        "all but BN",
+        "global, personal",
+        average_private=True,
+    ),
+    "fedper": _row(
+        "keep_local:KeepLocal", "Arivazhagan et al. 2019, arXiv 1912.00818", "body", "body", "personal", private="head"
+    ),
+    "lg-fedavg": _row(
+        "keep_local:KeepLocal", "Liang et al. 2020, arXiv 2001.01523", "head", "head", "personal", private="body"
+    ),
+    "finetune": _row(
+        "finetune:FineTune", "Wu, He, Chen 2020 (PerFit), arXiv 2002.10671", "model", "model", "global, personal"
+    ),
+    "jobfed": _row(
+        "jobfed:JobFed", "Song, Kharel, Jee, Ko, WWW 2026", "model, 2 losses", "all but BN", "global, team, personal"
+    ),
+}
+
+
+@cache
+def known() -> dict[str, Entry]:
+    """All rows: the registry, and what other installed packages add."""
+    others = {
+        e.name: Entry(
+            target=e.value, paper=f"from {e.dist.name if e.dist else 'a package'}", up="?", down="?", models="?"
+        )
+        for e in entry_points(group=GROUP)
+    }
+    return {**others, **REGISTRY}
+
+
+def make(name: str, settings: Mapping[str, Any] | None = None) -> Algorithm:
+    """An algorithm by its name in the registry, or by "package.module:Class", with hyper-parameters from a plain table.
+
+    :raises InputError: unknown name or hyper-parameter (with the nearest valid one), impossible value, failed import
+    """
+    entry = known().get(name)
+    if entry is None and ":" not in name:
+        raise InputError(
+            f"unknown algorithm {name!r}; {nearest(name, known())}; or give your own as 'package.module:Class'"
+        )
+    target, preset = (entry.target, entry.preset) if entry else (name, {})
+    module, _, attribute = target.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as err:
+        raise InputError(f"algorithm {name!r} cannot be imported: {err}; check the module path and the name") from None
+    if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
+        raise InputError(f"algorithm {name!r} is {cls!r}; wanted a subclass of tierfed.algorithm.Algorithm")
+    return build(cls, {**preset, **(settings or {})}, "algorithm")

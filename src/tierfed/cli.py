@@ -1,0 +1,319 @@
+"""The command line. Bad input ends with one message and exit code 2, Ctrl-C with 130, neither with a traceback."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from tierfed import __version__
+from tierfed import config as configs
+from tierfed.algorithms import known
+from tierfed.config import Config
+from tierfed.data import DATASETS, heatmap
+from tierfed.errors import InputError
+from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
+from tierfed.loop import default_folder, refuse_existing
+from tierfed.loop import resume as resume_run
+from tierfed.loop import run as run_one
+from tierfed.preview import preview
+from tierfed.progress import watching
+from tierfed.report import summary, summary_table, write_report
+from tierfed.report.holdings import write_holdings
+from tierfed.session import on_disk
+from tierfed.setup import prepare
+
+
+class Commands(TyperGroup):
+    """All commands; what they raise becomes a message and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except InputError as e:
+            # one message is one line, whatever a library put into it
+            text = " ".join(str(e).split())
+            Console(stderr=True).print(f"error: {text}", markup=False, soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hierarchical, personalized federated learning: global, team and personal models over a tree.",
+)
+# a pipe has no width: lines are as long as they need to be
+out = Console(width=None if sys.stdout.isatty() else 1000)
+err = Console(stderr=True)
+
+Source = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A TOML file or a preset (quickstart, har, fmnist-shards).")
+]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or a grid.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key: algorithm.lr=0.05")]
+Algorithms = Annotated[
+    list[str] | None, typer.Option("--algorithm", "-a", help="In place of the config's; several: a grid.")
+]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="One seed, or several for a grid.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+
+
+def tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tierfed {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=tell_version, help="Print the version and end.")
+]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """What goes before a command."""
+
+
+@app.command()
+def run(
+    source: Source,
+    set_: Sets = None,
+    algorithm: Algorithms = None,
+    seeds: Seeds = None,
+    rounds: Annotated[int | None, typer.Option(help="Cloud rounds.")] = None,
+    data_dir: DataDir = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="The run folder (run.out).")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, serial or vectorized.")] = None,
+    report_: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Train. Several algorithms or seeds make a grid: one folder with a comparison."""
+    extra = [
+        *(set_ or []),
+        *([f"run.rounds={rounds}"] if rounds is not None else []),
+        *([f"engine.name={engine}"] if engine else []),
+    ]
+    config = load(source, extra, algorithm, seeds, data_dir, out_dir)
+    grid = is_grid(config)
+    folder = Path(config.run.out or (f"runs/{Path(source).stem}" if grid else default_folder(config)))
+    config = replace(config, run=replace(config.run, out=str(folder)))
+    refuse_existing(folder)
+    with stoppable(folder), watching(out, quiet=as_json) as watch:
+        finished = run_grid(config, folder, watch) if grid else not run_one(config, watch=watch).interrupted
+    conclude(folder, finished, report_, as_json)
+
+
+@app.command()
+def resume(
+    folder: Folder,
+    rounds: Annotated[int | None, typer.Option(help="Another number of rounds.")] = None,
+    report_: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run or a grid after its last committed round."""
+    with stoppable(folder), watching(out, quiet=as_json) as watch:
+        if is_grid_folder(folder):
+            if rounds is not None:
+                raise InputError("--rounds works on one run; give the folder of a run inside the grid")
+            finished = resume_grid(folder, watch)
+        else:
+            result = resume_run(folder, rounds=rounds, watch=watch)
+            finished = not result.interrupted
+            if finished and not result.trained:
+                err.print(f"{folder} is complete: there was nothing left to train", markup=False, soft_wrap=True)
+    conclude(folder, finished, report_, as_json)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="The HTML file; report.html in the folder by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a run or a grid: one HTML file that can be mailed."""
+    with on_disk(folder if out_file is None else out_file.parent):
+        path = write_report(folder, out_file)
+    if as_json:
+        say({**summary(folder), "report": str(path)})
+    else:
+        out.print(summary_table(folder))
+        out.print(f"report: {path}", soft_wrap=True)
+
+
+@app.command()
+def show(
+    source: Source,
+    set_: Sets = None,
+    algorithm: Algorithms = None,
+    seeds: Seeds = None,
+    data_dir: DataDir = None,
+    plot: Annotated[Path | None, typer.Option(help="Also an HTML heat map of who holds what.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What would run: tree, data per device, bytes, memory. Nothing is trained."""
+    config = load(source, set_ or [], algorithm, seeds, data_dir, None)
+    worlds = {name: prepare(c) for name, c in members(config, Path("runs")).items()}
+    first = next(iter(worlds.values()))
+    facts = {name: preview(world) for name, world in worlds.items()}
+    if plot is not None:
+        with on_disk(plot.parent):
+            write_holdings(first.federation, plot)
+    if as_json:
+        say({"runs": facts, **({} if plot is None else {"plot": str(plot)})})
+        return
+    out.print(heatmap(first.federation))
+    for name, fact in facts.items():
+        out.print(_facts(name, fact))
+    if plot is not None:
+        out.print(f"plot: {plot}", soft_wrap=True)
+
+
+@app.command()
+def algorithms(as_json: Json = False) -> None:
+    """All algorithms: where they come from, what travels, which models they give."""
+    rows = [
+        {"name": n, "paper": e.paper, "up": e.up, "down": e.down, "models": e.models}
+        for n, e in sorted(known().items())
+    ]
+    listing("Algorithms", rows, as_json)
+
+
+@app.command()
+def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """All built-in data sets, and whether they are at hand."""
+    rows = [
+        {
+            "name": s.name,
+            "about": s.about,
+            "devices": s.devices,
+            "license": s.license,
+            "origin": s.origin,
+            "here": s.available(data_dir),
+        }
+        for s in DATASETS.values()
+    ]
+    listing("Data sets", rows, as_json)
+
+
+def load(
+    source: str,
+    sets: list[str],
+    algorithm: list[str] | None,
+    seeds: str | None,
+    data_dir: str | None,
+    out_dir: Path | None,
+) -> Config:
+    """The config of a command: file or preset, then --set, then the other options."""
+    tables = configs.assign(configs.read(source), sets)
+    for name in ("grid", "run", "data"):
+        if not isinstance(tables.setdefault(name, {}), dict):
+            raise InputError(f"{name} = {tables[name]!r}: wanted a table, [{name}]")
+    grid = tables["grid"]
+    if algorithm:
+        names = [n.strip() for text in algorithm for n in text.split(",")]
+        tables = configs.assign(tables, [f"algorithm.name={json.dumps(names[0])}"])
+        grid = tables["grid"]
+        grid["algorithms"] = [{"name": n} for n in names] if len(names) > 1 else []
+    elif any(s.startswith("algorithm.name") for s in sets):
+        grid["algorithms"] = []
+    if seeds is not None:
+        try:
+            numbers = [int(s) for s in seeds.split(",")]
+        except ValueError:
+            raise InputError(f"--seeds {seeds!r}: wanted whole numbers, for example --seeds 0,1,2") from None
+        grid["seeds"] = numbers if len(numbers) > 1 else []
+        tables["run"]["seed"] = numbers[0]
+    if data_dir is not None:
+        tables["data"]["dir"] = data_dir
+    if out_dir is not None:
+        tables["run"]["out"] = str(out_dir)
+    return configs.from_table(tables)
+
+
+def conclude(folder: Path, finished: bool, with_report: bool, as_json: bool) -> None:
+    """What is said at the end of a run."""
+    if not finished:
+        stopped(folder)
+    path = None
+    if with_report:
+        try:
+            with on_disk(folder):
+                path = write_report(folder)
+        except InputError as e:  # the run itself is complete
+            err.print(f"no report: {e}", markup=False, soft_wrap=True, highlight=False)
+    if as_json:
+        say({**summary(folder), "folder": str(folder), "report": None if path is None else str(path)})
+        return
+    out.print(summary_table(folder))
+    out.print(f"folder: {folder}" + (f"\nreport: {path}" if path else ""), soft_wrap=True, markup=False)
+
+
+@contextmanager
+def stoppable(folder: Path) -> Iterator[None]:
+    """Ctrl-C where no round is under way: while data are read, while the last files are written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stopped(folder)
+
+
+def stopped(folder: Path) -> NoReturn:
+    """What is said after Ctrl-C."""
+    begun = (folder / "config.toml").exists()
+    hint = f"go on with: tierfed resume {shlex.quote(str(folder))}" if begun else "nothing was written"
+    err.print(f"stopped; {hint}", soft_wrap=True, markup=False, highlight=False)
+    raise typer.Exit(130)
+
+
+def say(value: Any) -> None:
+    """JSON for a program: the only thing on the standard output."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def listing(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    """A table of rows with the same keys."""
+    if as_json:
+        say(rows)
+        return
+    table = Table(title=title, title_justify="left")
+    for key in rows[0]:
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("yes" if v is True else "no" if v is False else str(v)) for v in row.values()))
+    out.print(table)
+
+
+def _facts(name: str, facts: dict[str, Any]) -> Table:
+    table = Table(title=Text(name), title_justify="left", show_header=False)
+    for key, value in facts.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(key.replace("_", " "), Text(text))
+    return table
+
+
+def main() -> None:
+    """The entry point `tierfed`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table is no reason to fail where there are no block characters
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for "module:Class" in the folder that the user works in
+    app()

@@ -1,0 +1,211 @@
+"""The config of a run: TOML tables, checked as a whole before anything is touched."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from tierfed.cost import CostSettings
+from tierfed.data import DataSettings
+from tierfed.errors import InputError, nearest
+from tierfed.faults import Faults
+from tierfed.settings import Count, Natural, NonNegative, build, table
+from tierfed.topology import TopologySettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long, where, and on what."""
+
+    out: str | None = None
+    """The run folder; none: runs/<data set>-<algorithm>-s<seed>."""
+    rounds: Count = 50
+    seed: Natural = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    threads: Natural = 0
+    """Threads of PyTorch; 0: one for small dense models, all cores for convolutions."""
+    checkpoint_every: Count = 1
+    """Rounds between commits."""
+    jobs: Natural = 0
+    """Runs of a grid at the same time; 0: as many as there are cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How rounds are computed; never what."""
+
+    name: Literal["auto", "serial", "vectorized"] = "auto"
+    chunk: Natural = 0
+    """Devices that the vectorized engine trains at once; 0: as many as keep their models in the processor's cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network that everybody trains."""
+
+    name: str = "auto"
+    """A name of `tierfed.models.MODELS`, "package.module:Class", or "auto": by the shape of the data."""
+    loss: str = "auto"
+    """cross_entropy, mse, l1, huber, bce, "package.module:function"; "auto": by the labels."""
+    weight_decay: NonNegative = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """When and what is evaluated, always on the test data of all devices."""
+
+    every: Count = 5
+    """Rounds; the first and the last are always evaluated."""
+    post: bool = True
+    """Also the personal models after local training, which costs a local training of every device."""
+    baseline: str | None = None
+    """Folder of a finished local-only run on the same data: gains are measured against it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSettings:
+    """Several runs in one folder, for comparison: every algorithm with every seed."""
+
+    algorithms: tuple[dict[str, Any], ...] = ()
+    """Tables like [algorithm]; what they leave out comes from there. An optional `label` names the runs."""
+    seeds: tuple[Natural, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    algorithm: dict[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
+    """`name` and hyper-parameters, see `tierfed algorithms`."""
+    topology: TopologySettings = field(default_factory=TopologySettings)
+    faults: Faults = field(default_factory=Faults)
+    cost: CostSettings = field(default_factory=CostSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    grid: GridSettings = field(default_factory=GridSettings)
+
+
+def from_table(tables: Mapping[str, Any]) -> Config:
+    """:raises InputError: an unknown key (with the nearest valid name) or an impossible value"""
+    config = build(Config, tables, "")
+    for algorithm in (config.algorithm, *config.grid.algorithms):
+        if not isinstance(algorithm.get("name", "-"), str):
+            raise InputError(f"algorithm.name = {algorithm['name']!r}: wanted a name, see `tierfed algorithms`")
+    return config
+
+
+def load_config(
+    source: Config | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()
+) -> Config:
+    """A config from whatever describes one.
+
+    :param source: a TOML file, the name of a preset, a dict of tables, or a config
+    :param overrides: {"algorithm.lr": 0.05} or ["algorithm.lr=0.05"], applied on top
+    :raises InputError: no such file or preset, no valid TOML, an unknown key or an impossible value
+    """
+    if isinstance(source, Config):
+        tables = table(source)
+    else:
+        tables = dict(source) if isinstance(source, Mapping) else read(str(source))
+    if isinstance(overrides, Mapping):
+        pairs = [(str(k), k.split("."), v) for k, v in overrides.items()]
+    elif isinstance(overrides, str):
+        raise InputError(f"overrides = {overrides!r}: wanted a dict or a list, for example {{'algorithm.lr': 0.05}}")
+    else:
+        return from_table(assign(tables, overrides))
+    out: dict[str, Any] = _copied(tables)
+    for text, keys, value in pairs:
+        _put(out, text, keys, value)
+    return from_table(out)
+
+
+def presets() -> list[str]:
+    """Names of the configs that come along."""
+    return sorted(
+        p.name.removesuffix(".toml") for p in resources.files("tierfed.presets").iterdir() if p.name.endswith(".toml")
+    )
+
+
+def read(source: str) -> dict[str, Any]:
+    """The tables of a TOML file, or of a preset by its name.
+
+    :raises InputError: no such file or preset, or no valid TOML
+    """
+    path = Path(source)
+    if path.suffix == ".toml" or path.exists():
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise InputError(
+                f"cannot read the config {source}: {err}; give the path of a TOML file, or a preset: "
+                f"{', '.join(presets())}"
+            ) from None
+    elif source in presets():
+        text = resources.files("tierfed.presets").joinpath(f"{source}.toml").read_text("utf-8")
+    else:
+        raise InputError(f"{source!r} is no TOML file and no preset; {nearest(source, presets())}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
+        raise InputError(f"{source} is no valid TOML: {err}") from None
+
+
+def assign(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Tables with "section.key=value" applied; values are TOML, bare words are strings.
+
+    :raises InputError: no "=", or a path through something that is no table
+    """
+    out: dict[str, Any] = _copied(tables)
+    for text in assignments:
+        path, eq, value = text.partition("=")
+        if not eq:
+            raise InputError(f"--set {text!r}: wanted section.key=value, for example --set algorithm.lr=0.05")
+        _put(out, text, [k.strip() for k in path.split(".")], _value(value.strip()))
+    return out
+
+
+def _put(tables: dict[str, Any], text: str, keys: list[str], value: Any) -> None:
+    """One value into its table; `text` is what the user wrote."""
+    if len(keys) < 2 or not all(keys):
+        raise InputError(f"--set {text!r}: wanted section.key=value, for example --set algorithm.lr=0.05")
+    node = tables
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise InputError(f"--set {text!r}: {key} is no table")
+    if keys == ["algorithm", "name"] and value != node.get("name"):
+        kept = local_training(node)  # the other hyper-parameters would not fit another algorithm
+        node.clear()
+        node.update(kept)
+    node[keys[-1]] = value
+
+
+def local_training(algorithm: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that every algorithm has: those of local training."""
+    return {k: v for k, v in algorithm.items() if k in ("lr", "epochs", "steps")}
+
+
+def _copied(value: Any) -> Any:
+    return {k: _copied(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config, defaults included; `from_table` of it is the same config."""
+    return tomli_w.dumps(table(config))

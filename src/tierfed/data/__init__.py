@@ -1,0 +1,22 @@
+"""Data: sources, who holds what, and what each device trains and tests on."""
+
+from tierfed.data.dataset import Dataset, Federation
+from tierfed.data.loading import federate, load
+from tierfed.data.settings import Columns, DataSettings, PartitionSettings, SplitSettings
+from tierfed.data.show import heatmap
+from tierfed.data.sources import DATASETS, Source, open_source
+
+__all__ = [
+    "DATASETS",
+    "Columns",
+    "DataSettings",
+    "Dataset",
+    "Federation",
+    "PartitionSettings",
+    "Source",
+    "SplitSettings",
+    "federate",
+    "heatmap",
+    "load",
+    "open_source",
+]

@@ -1,0 +1,191 @@
+"""From settings to a federation: source, split, partition, standardization, checks."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tierfed.data import split
+from tierfed.data.dataset import TEST, TRAIN, VAL, Bytes, Dataset, Federation, Ints, checked
+from tierfed.data.partition import KINDS, POOLING, follow, keep_labels, partition
+from tierfed.data.settings import DataSettings
+from tierfed.data.sources import open_source
+from tierfed.errors import InputError, nearest
+
+# Purposes of the random streams: no two draws depend on each other.
+PARTITION, FOLLOW, SPLIT, KEEP, LABELS = 101, 102, 103, 104, 105
+
+
+def load(settings: DataSettings, seed: int, dtype: torch.dtype = torch.float32) -> Federation:
+    """Everybody's data: a pure function of the settings, the files and the seed.
+
+    :param dtype: of x, and of the targets of a regression; standardized in float64 before it is rounded
+    :raises InputError: a missing file, data that cannot be trained on, a partition that cannot be made
+    """
+    return federate(open_source(settings), settings, seed, dtype)
+
+
+def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtype = torch.float32) -> Federation:
+    """Everybody's part of a pool that is at hand already (a custom source); see `load`."""
+    checked(data)
+    own = _own_devices(data, settings)
+    by = _resolve(data, settings, own)
+    pool = _pool_parts(data, by, settings)
+    if own is None:
+        groups = _drawn(data, pool, settings, seed)
+        width = len(str(len(groups) - 1))
+        names = tuple(f"device-{i:0{width}d}" for i in range(len(groups)))
+    else:
+        groups, names = _limited(data, own, pool, settings, seed), data.devices
+    parts = [_device_parts(data, rows, pool, settings, (by, seed, i)) for i, rows in enumerate(groups)]
+    sizes = np.array([(p == TRAIN).sum() for p in parts], np.int64)
+    kept = _large_enough(data.name, names, sizes, settings)
+    train, val, test = (tuple(groups[i][parts[i] == part] for i in kept) for part in (TRAIN, VAL, TEST))
+    natural = data.team[kept] if own is not None and data.team is not None else None
+    used = [] if natural is None else np.unique(natural).tolist()
+    return Federation(
+        name=data.name,
+        x=_standardized(data.x, np.concatenate(train), settings.standardize, dtype),
+        y=data.y if data.classes else data.y.to(dtype),
+        classes=data.classes,
+        train=train,
+        val=val,
+        test=test,
+        devices=tuple(names[i] for i in kept),
+        bits_per_sample=data.bits_per_sample,
+        natural=None if natural is None else np.searchsorted(used, natural).astype(np.int64),
+        teams=tuple(data.teams[t] for t in used),
+    )
+
+
+def _own_devices(data: Dataset, settings: DataSettings) -> list[Ints] | None:
+    """The rows of the source's own devices, where the partition is about them."""
+    p = settings.partition
+    if p.kind not in KINDS:
+        raise InputError(f"data.partition.kind = {p.kind!r} is unknown; {nearest(p.kind, KINDS)}")
+    if data.device is None and p.kind == "natural":
+        raise InputError(
+            f"{data.name} has no devices of its own; choose data.partition.kind = 'dirichlet', 'classes', 'shards', "
+            f"'iid' …, or name the column that tells them apart (data.columns.device)"
+        )
+    if data.device is None or p.kind not in ("natural", "classes") or (p.kind == "classes" and p.devices is not None):
+        return None
+    if p.devices not in (None, len(data.devices)):
+        raise InputError(
+            f"data.partition.devices = {p.devices} but {data.name} has {len(data.devices)} devices of its own; "
+            f"leave the number out, or choose another data.partition.kind"
+        )
+    order = np.argsort(data.device, kind="stable")
+    bounds = np.searchsorted(data.device[order], np.arange(1, len(data.devices)))
+    return [rows.astype(np.int64) for rows in np.split(order, bounds)]
+
+
+def _resolve(data: Dataset, settings: DataSettings, own: list[Ints] | None) -> str:
+    """What `data.split.by = "auto"` means here: "time", "given" or "random"."""
+    by = settings.split.by
+    if by == "given" and data.split is None:
+        raise InputError(f"{data.name} gives no split of its own; choose data.split.by = 'time' or 'random'")
+    if by != "auto":
+        return by
+    if data.place is not None:
+        return "time"
+    if data.split is None:
+        return "random"
+    if own is None:
+        return "random" if settings.partition.kind in POOLING else "given"
+    parts = [data.split[rows] for rows in own]
+    return "given" if all((p == TRAIN).any() and (p == TEST).any() for p in parts) else "random"
+
+
+def _pool_parts(data: Dataset, by: str, settings: DataSettings) -> Bytes | None:
+    """[n] the part of every row of the pool; None where each device splits its own rows.
+
+    Recordings are split before they are dealt out: windows overlap, and one device's training window must not share
+    samples with another's test window.
+    """
+    s = settings.split
+    if by == "time" and data.place is not None:
+        return split.by_recording(data.place, s.test, s.val)
+    if by != "given" or data.split is None:
+        return None
+    if data.place is not None and not (data.split == VAL).any():
+        carved = split.by_recording(data.place, 0, s.val, np.flatnonzero(data.split == TRAIN))
+        return np.where(data.split == TEST, np.int8(TEST), carved)
+    return data.split
+
+
+def _drawn(data: Dataset, pool: Bytes | None, settings: DataSettings, seed: int) -> list[Ints]:
+    """The rows of drawn devices: training rows by the partition, all others in the same proportions."""
+    p = settings.partition
+    if not data.classes and p.kind not in ("iid", "quantity"):
+        raise InputError(f"data.partition.kind = {p.kind!r} needs labels and {data.name} has none; use 'iid'")
+    labels, classes = data.labels, max(1, len(data.classes))
+    rng = np.random.default_rng([seed, PARTITION])
+    if pool is None:
+        return partition(labels, classes, p, rng)
+    fit = np.flatnonzero(pool == TRAIN)
+    train = partition(labels[fit], classes, p, rng)
+    dealt = [[fit[rows]] for rows in train]
+    for part in (VAL, TEST):
+        rest = np.flatnonzero(pool == part)
+        chosen = follow(labels[fit], train, labels[rest], classes, np.random.default_rng([seed, FOLLOW, part]))
+        for mine, rows in zip(dealt, chosen, strict=True):
+            mine.append(rest[rows])
+    return [np.sort(np.concatenate(mine)) for mine in dealt]
+
+
+def _limited(data: Dataset, own: list[Ints], pool: Bytes | None, settings: DataSettings, seed: int) -> list[Ints]:
+    """The rows of natural devices; only k labels of each where the partition is `classes`."""
+    if settings.partition.kind == "natural":
+        return own
+    if not data.classes:
+        raise InputError(f"data.partition.kind = 'classes' needs labels and {data.name} has none; use 'natural'")
+    labels, groups = data.labels, []
+    for i, rows in enumerate(own):
+        known = labels[rows if pool is None else rows[pool[rows] == TRAIN]]
+        kept = keep_labels(known, settings.partition, np.random.default_rng([seed, LABELS, i]), data.devices[i])
+        groups.append(rows[np.isin(labels[rows], kept)])
+    return groups
+
+
+def _device_parts(
+    data: Dataset, rows: Ints, pool: Bytes | None, settings: DataSettings, key: tuple[str, int, int]
+) -> Bytes:
+    """[m] the part of each of one device's rows; key is (by, seed, device)."""
+    by, seed, device = key
+    labels, rng = data.labels_at(rows), np.random.default_rng([seed, SPLIT, device])
+    if pool is None:
+        parts = split.local(labels, by, settings.split, rng)
+    else:
+        carve = by == "given" and data.place is None and data.split is not None and not (data.split == VAL).any()
+        parts = split.moved(labels, pool[rows], VAL, settings.split.val, rng) if carve else pool[rows]
+    return split.thinned(labels, parts, settings.train_fraction, np.random.default_rng([seed, KEEP, device]))
+
+
+def _large_enough(name: str, devices: tuple[str, ...], sizes: Ints, settings: DataSettings) -> Ints:
+    """The devices that have enough training rows.
+
+    :raises InputError: some have not, unless they may be dropped; or none has
+    """
+    small = np.flatnonzero(sizes < settings.min_samples)
+    if len(small) and (settings.too_small == "error" or len(small) == len(sizes)):
+        more = f" (and {len(small) - 1} more devices)" if len(small) > 1 else ""
+        drop = "data.too_small = 'drop', " if len(small) < len(sizes) else "a lower data.min_samples, "
+        raise InputError(
+            f"{name}: device {devices[small[0]]!r}{more} has too few training samples: {sizes[small[0]]}, but "
+            f"data.min_samples = {settings.min_samples}; use {drop}fewer devices, fewer labels per device or a larger "
+            f"data.partition.alpha"
+        )
+    return np.flatnonzero(sizes >= settings.min_samples)
+
+
+def _standardized(x: Tensor, train: Ints, standardize: bool | str, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`: bytes divided by 255; mean 0 and variance 1 per channel (dimension 1) where wanted."""
+    image = x.dtype == torch.uint8
+    if standardize is False or (standardize == "auto" and image):
+        return x.to(dtype).div_(255) if image else x.to(dtype)
+    x = x.double() / 255 if image else x.double()
+    rows = x[torch.from_numpy(train)]
+    axes = [0, *range(2, x.ndim)]
+    mean, std = rows.mean(axes, keepdim=True), rows.std(axes, correction=0, keepdim=True)
+    # A feature that never changes carries nothing: it becomes 0, not 0/0.
+    return ((x - mean) / torch.where(std > 0, std, 1.0)).to(dtype)

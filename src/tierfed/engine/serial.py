@@ -1,0 +1,104 @@
+"""The reference engine: one node after the other, every message through the codec, as a deployed node would."""
+
+import numpy as np
+
+from tierfed.engine.base import Engine, Flags, Ids, RoundLog
+from tierfed.engine.node import Counts, Poll, Reply, Weighing, visit
+from tierfed.tree import Tree, row, stack
+from tierfed.wire import decode, encode, payload_bytes
+
+
+class _Level:
+    """The children of one node of the serial engine (the protocol `Children`)."""
+
+    def __init__(self, engine: "Serial", depth: int, node: int, tick: int) -> None:
+        self.engine, self.depth, self.node, self.tick = engine, depth, node, tick
+
+    def _tick(self, burst: int) -> int:
+        return self.tick * self.engine.bursts(self.depth) + burst
+
+    def poll(self, burst: int) -> Poll:
+        e = self.engine
+        kids = e.topology.cohort(self.depth, self.node, e.reach(self.depth), e.round, self._tick(burst))
+        return Poll(kids, *e.roster(self.depth, self.node, kids))
+
+    def rows(self, ids: Ids) -> list[Tree]:
+        return self.engine.rows(self.depth, ids)
+
+    def put_row(self, child: int, record: Tree) -> None:
+        self.engine.put_row(self.depth, child, record)
+
+    def exchange(self, burst: int, kids: Ids, messages: list[Tree]) -> list[Reply | None]:
+        e, tick, to = self.engine, self._tick(burst), self.engine.reach(self.depth)
+        unit = e.units[self.depth]
+        awake = e.awake(self.depth, to, kids, tick)
+        replies: list[Reply | None] = []
+        for i, message, up in zip(kids, messages, awake, strict=True):
+            reply = e.answer(to, int(i), decode(encode(message), e.device), tick) if up else None
+            if reply is not None:
+                owed = e.with_owed(to, int(i), reply.message, float(reply.counts[unit]))
+                reply = Reply(decode(encode(owed), e.device), reply.counts)
+            replies.append(reply)
+        down = np.array([_size(m) for m in messages])
+        up_bytes = np.array([0 if r is None else _size(r.message) for r in replies])
+        answered: Flags = np.array([r is not None for r in replies])
+        late = np.zeros(len(kids), bool)
+        late[answered] = e.late(to, kids[answered], down[answered], up_bytes[answered], tick)
+        heard = e.settle(self.depth, to, kids, down, up_bytes, answered, late, tick)
+        for i, reply, ok in zip(kids, replies, heard, strict=True):
+            if reply is not None:
+                e.book_owed(to, int(i), reply.message, float(reply.counts[unit]), bool(ok))
+        return [r if ok else None for r, ok in zip(replies, heard, strict=True)]
+
+
+def _size(message: Tree) -> int:
+    return int(payload_bytes(stack([message]), 1)[0])
+
+
+class Serial(Engine):
+    """One node at a time; slow, plain, and what every other engine is compared with."""
+
+    @property
+    def device(self) -> str:
+        return str(self.plan.x.device)
+
+    def step(self) -> RoundLog:
+        self.log = RoundLog()
+        state, _ = self._visit(0, 0, self.kept(0, 0), 0)
+        self.keep(0, 0, state)
+        self.regroup()
+        self.round += 1
+        return self.log
+
+    def _visit(self, depth: int, node: int, state: Tree, tick: int) -> tuple[Tree, Counts | None]:
+        unit = self.units[depth]
+        total, over = float(self.totals[depth][node, unit]), self.topology.policies[depth].over == "all"
+        weighing = Weighing(unit, total, over, self.round)
+        children = _Level(self, depth, node, tick)
+        return visit(self.tiers[depth], state, self.bursts(depth), children, weighing, self.plan.like)
+
+    def answer(self, level: int, node: int, message: Tree, tick: int) -> Reply | None:
+        """What a child says to a message, or None: nobody below it was heard."""
+        if level == self.depth:
+            data = self.plan.one(node, self.algorithm, self.round, tick)
+            up, state = self.algorithm.device(self.task(node), message, self.own(node), data)
+            self.put_own(node, state)
+            return Reply(up, np.array([self.plan.samples[node], 1.0, 1.0]))
+        tier = self.tiers[level]
+        state, counts = self._visit(level, node, tier.enter(self.kept(level, node), message), tick)
+        self.keep(level, node, state)
+        if counts is None and self.topology.policies[level - 1].empty == "stale" and not tier.relay:
+            counts = self.totals[level][node] * [1, 1, 0] + [0, 0, 1]
+        return None if counts is None else Reply(tier.report(state), counts)
+
+    def visit_devices(self, devices: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, Tree]:
+        visits = [
+            self.algorithm.device(
+                self.task(int(i)),
+                row(messages, j),
+                self.own(int(i)),
+                self.plan.one(int(i), self.algorithm, round_, tick),
+            )
+            for j, i in enumerate(devices)
+        ]
+        return stack([up for up, _ in visits]), stack([state for _, state in visits])

@@ -1,0 +1,19 @@
+"""The errors that a user can cause. Each message says what was got, what was wanted, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from outside: a config, a file, a model, a run folder. The command line prints it and exits with 2."""
+
+
+def nearest(got: str, known: Iterable[str]) -> str:
+    """The hint for a name nobody knows: the nearest valid one, or all of them.
+
+    >>> nearest("algoritm", ["algorithm", "data"])
+    "did you mean 'algorithm'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(got, names, 1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"

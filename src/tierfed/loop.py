@@ -1,0 +1,299 @@
+"""A run and its folder: begin, loop, stop, resume."""
+
+import copy
+import math
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from tierfed.config import Config, GridSettings, from_table, load_config, read, to_toml
+from tierfed.errors import InputError
+from tierfed.frames import dataset
+from tierfed.metrics import Row, main_metric, write_atomic
+from tierfed.record import kind
+from tierfed.result import Progress, Result, Watcher
+from tierfed.session import Session, fingerprint, on_disk
+from tierfed.setup import World, prepare, threads
+from tierfed.store import DiskStore, MemoryStore, disk_error
+
+__all__ = ["Progress", "Result", "Watcher", "default_folder", "make_folder", "read_run", "resume", "run"]
+
+GIVEN = "given:"  # in the place of a name in a config: what the caller had at hand
+
+
+def run(
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    data: Any = None,
+    module: nn.Module | None = None,
+    watch: Watcher | None = None,
+    folder: bool = True,
+) -> Result:
+    """Trains one run from the start.
+
+    :param config: a `Config`, a dict of its tables, a TOML file or the name of a preset. A [grid] in it is for the
+        command line: here [algorithm] is trained with run.seed
+    :param data: in the place of data.source: a `Dataset`, or a table (pandas, polars, pyarrow, a dict of columns) whose
+        columns [data.columns] names; "label" and "device" by default
+    :param module: in the place of model.name: any nn.Module; the run works on a copy
+    :param watch: is told after every round
+    :param folder: write the run folder; without it nothing outlives the process
+    :raises InputError: anything in the config that does not fit; the folder exists; the disk is full
+    """
+    config = replace(load_config(config), grid=GridSettings())
+    if data is not None:
+        data = dataset(data, config.data.columns)
+        config = replace(config, data=replace(config.data, source=GIVEN + data.name, path=None))
+    if module is not None:
+        if not isinstance(module, nn.Module):
+            raise InputError(f"module is {module!r:.80}; wanted an nn.Module, for example module=Net()")
+        config = replace(config, model=replace(config.model, name=GIVEN + type(module).__name__))
+    path = Path(config.run.out or default_folder(config))
+    if folder:
+        config = replace(config, run=replace(config.run, out=str(path)))
+        refuse_existing(path)
+    world = prepare(config, data, module)
+    baseline = read_baseline(world)
+    if not folder:
+        return _loop(world, MemoryStore(), None, [], [], watch, baseline)
+    make_folder(path)
+    store = None
+    try:
+        with on_disk(path):
+            write_atomic(path / "config.toml", to_toml(config))
+        store = DiskStore(path / "state", world.device)
+        if module is not None:
+            store.put("init", 0, world.task.init())
+        return _loop(world, store, path, [], [], watch, baseline)
+    except InputError:
+        if store is None or not store.meta:  # not even the first commit: nothing that could be resumed
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    finally:
+        if store is not None:
+            store.close()
+
+
+def resume(
+    path: Path | str,
+    *,
+    rounds: int | None = None,
+    data: Any = None,
+    module: nn.Module | None = None,
+    watch: Watcher | None = None,
+) -> Result:
+    """Goes on with a run after its last committed round; the same bits as if it had never stopped.
+
+    :param rounds: another number of rounds than the run was begun with
+    :param data: what was given to `run`; :param module: the same
+    :raises InputError: no run folder, another config, data or model than the run began with, a damaged checkpoint,
+        another process at work on it
+    """
+    path = Path(path)
+    config = read_run(path)
+    for given, name, what in ((data, config.data.source, "data"), (module, config.model.name, "module")):
+        if name.startswith(GIVEN) and given is None:
+            raise InputError(
+                f"the run in {path} was begun in Python with {what}= ({name.removeprefix(GIVEN)}); go on with it "
+                f"there: tierfed.resume({str(path)!r}, {what}=…)"
+            )
+    data_file = path / "state" / "data.mdb"
+    if (path / "metrics.parquet").exists() and not (data_file.exists() and data_file.stat().st_size):
+        raise InputError(
+            f"{path} has metrics, but its checkpoint ({data_file}) is missing or empty; restore it from a copy, or "
+            "delete the folder and start the run again"
+        )
+    if rounds is not None:
+        config = from_table({**_tables(path), "run": {**_tables(path)["run"], "rounds": rounds}})
+    if data is not None:
+        data = dataset(data, config.data.columns)
+    store = DiskStore(path / "state")
+    try:
+        _check_config(store, path, config)
+        if module is not None:
+            module = _as_begun(store, module)
+        world = prepare(config, data, module)
+        store.move(world.device)
+        baseline = read_baseline(world)
+        _check_data(store, path, world)
+        if store.meta and rounds is not None:
+            with on_disk(path):
+                write_atomic(path / "config.toml", to_toml(config))
+        if not store.meta and module is not None:
+            store.put("init", 0, world.task.init())
+        rows, happened = _replay(store)
+        return _loop(world, store, path, rows, happened, watch, baseline)
+    finally:
+        store.close()
+
+
+def read_run(path: Path) -> Config:
+    """The config of a run folder.
+
+    :raises InputError: it is none, or its config cannot be read
+    """
+    return from_table(_tables(path))
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    if not (path / "config.toml").is_file():
+        raise InputError(f"{path} is no run folder (it has no config.toml); give the folder of a run")
+    return read(str(path / "config.toml"))
+
+
+def default_folder(config: Config) -> Path:
+    """runs/<data set>-<algorithm>-s<seed>"""
+    name = str(config.algorithm.get("label", config.algorithm.get("name")))
+    return Path("runs") / f"{config.data.source}-{name}-s{config.run.seed}".replace(":", ".").replace("/", ".")
+
+
+def refuse_existing(path: Path) -> None:
+    """:raises InputError: there is something at the place of a new run folder"""
+    if path.exists() or path.is_symlink():
+        hint = f"`tierfed resume {path}` goes on with it; " if (path / "config.toml").exists() else ""
+        raise InputError(f"the run folder {path} exists; {hint}for a new run choose another one with run.out")
+
+
+def make_folder(path: Path) -> None:
+    """A new folder for a run.
+
+    :raises InputError: it exists, or cannot be made
+    """
+    refuse_existing(path)
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        refuse_existing(path)
+        raise InputError(
+            f"the run folder {path} cannot be made: a file is in its way; choose another run.out"
+        ) from None
+    except OSError as err:
+        raise disk_error(path, err) from None
+
+
+def _check_config(store: DiskStore, path: Path, config: Config) -> None:
+    if store.meta and store.meta["fingerprint"] != fingerprint(config):
+        raise InputError(f"{path / 'config.toml'} was changed since the run began; undo that, or start a new run")
+    done = int(store.meta.get("round", 0))
+    if config.run.rounds < done and not store.meta.get("stopped"):
+        raise InputError(f"the run in {path} has trained {done} rounds already; {config.run.rounds} is less than that")
+    store.verify()
+
+
+def _as_begun(store: DiskStore, module: nn.Module) -> nn.Module:
+    """The module with the initial values of the run, whatever it holds by now."""
+    first = store.get("init", 0)
+    if first is None:
+        return module
+    own = {k: list(v.shape) for k, v in module.state_dict().items() if k in first}
+    if own != {k: list(v.shape) for k, v in first.items()}:
+        raise InputError(
+            "the module is not the one that the run was begun with: its parameters have other names or shapes"
+        )
+    module = copy.deepcopy(module)
+    module.load_state_dict(first, strict=False)
+    return module
+
+
+def identity(world: World) -> dict[str, Any]:
+    """What tells one federation from another; of x only the norm, for its last bits may differ between machines."""
+    f, crc = world.federation, 0
+    for array in (f.y.contiguous().numpy(), *f.train, *f.val, *f.test):
+        crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
+    crc = zlib.crc32("\n".join(f.devices).encode(), crc)
+    norm = float(torch.linalg.vector_norm(f.x, dtype=torch.float64)) if f.x.is_floating_point() else float(f.x.sum())
+    return {"crc": crc, "shape": list(f.x.shape), "norm": norm}
+
+
+def _check_data(store: DiskStore, path: Path, world: World) -> None:
+    if not store.meta:
+        return
+    before, now = store.meta.get("data"), identity(world)
+    same = before is not None and {**before, "norm": 0} == {**now, "norm": 0}
+    if not (same and before is not None and math.isclose(before["norm"], now["norm"], rel_tol=1e-5)):
+        raise InputError(
+            f"the data of the run in {path} are not those that it began with ({world.federation.name}); restore them, "
+            "or start a new run"
+        )
+
+
+def _replay(store: DiskStore) -> tuple[list[Row], list[dict[str, Any]]]:
+    rows: list[Row] = []
+    happened: list[dict[str, Any]] = []
+    for entry in store.logs():
+        rows += [Row(*r) for r in entry["rows"]]
+        happened += entry["events"]
+    return rows, happened
+
+
+def _loop(
+    world: World,
+    store: DiskStore | MemoryStore,
+    path: Path | None,
+    rows: list[Row],
+    happened: list[dict[str, Any]],
+    watch: Watcher | None,
+    baseline: npt.NDArray[np.float64] | None,
+) -> Result:
+    config, engine = world.config, world.engine(store)
+    session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads(config, world.task.module))
+    interrupted, start = False, int(store.meta.get("round", 0))
+    try:
+        if store.meta:
+            engine.restore(store.meta)
+            session.note({"round": engine.round, "event": "resume"})
+            session.export()
+        else:
+            session.begin()
+        while engine.round < config.run.rounds and not store.meta.get("stopped"):
+            session.round()
+        session.note({"round": engine.round, "event": "done"})
+    except KeyboardInterrupt:
+        store.discard()
+        interrupted = True
+    finally:
+        torch.set_num_threads(before)
+    session.export()
+    trained = int(store.meta.get("round", 0)) - start
+    return Result(
+        folder=path, rows=rows, events=happened, world=world, engine=engine, trained=trained, interrupted=interrupted
+    )
+
+
+def read_baseline(world: World) -> npt.NDArray[np.float64] | None:
+    """The main metric of a finished local-only run on the same devices, personal_post of its last evaluation [N].
+
+    :raises InputError: eval.baseline is no such run
+    """
+    where = world.config.eval.baseline
+    if where is None:
+        return None
+    try:
+        metrics = pq.read_table(Path(where) / "metrics.parquet")
+    except (OSError, pa.ArrowException) as err:
+        raise InputError(
+            f"eval.baseline = {where!r} cannot be read: {err}; give the folder of a finished run"
+        ) from None
+    found: dict[str, float] = {}
+    for r in metrics.to_pylist():
+        if r["model"] == "personal_post" and r["tier"] == "device" and r["metric"] == main_metric(kind(world)):
+            found[r["node"]] = r["value"]
+    missing = [d for d in world.federation.devices if d not in found]
+    if missing:
+        raise InputError(
+            f"eval.baseline = {where!r} has no personal_post score of device {missing[0]!r}; "
+            "give a finished local-only run on the same data"
+        )
+    return np.array([found[d] for d in world.federation.devices])

@@ -1,0 +1,41 @@
+"""What a run would be, before it runs: tree, data, bytes per round, memory."""
+
+from typing import Any
+
+from tierfed.engine.evaluate import message_to
+from tierfed.record import task_summary
+from tierfed.setup import World
+from tierfed.store import MemoryStore
+from tierfed.tree import nbytes, stack
+from tierfed.wire import payload_bytes
+
+
+def preview(world: World) -> dict[str, Any]:
+    """Facts about a run; one device is visited on its first batch to see its message."""
+    engine = world.engine(MemoryStore())
+    topology, config = world.topology, world.config
+    devices, samples = world.federation.devices, world.plan.samples
+    message = message_to(engine, 0)
+    data = world.plan.one(0, world.algorithm, 0, 0)
+    first = data._replace(rows=data.rows[:, :1], live=data.live[:, :1], seed=data.seed[:, :1])
+    up, state = world.algorithm.device(world.task, message, engine.own(0), first)
+    sizes = {"down": int(payload_bytes(stack([message]), 1)[0]), "up": int(payload_bytes(stack([up]), 1)[0])}
+    polled = 1.0
+    for d, policy in enumerate(topology.policies):
+        n = topology.shape[d + 1] / topology.shape[d]
+        polled *= (min(policy.sample, n) if isinstance(policy.sample, int) else policy.sample * n) * engine.bursts(d)
+    private = nbytes(state)
+    return {
+        "algorithm": str(config.algorithm.get("name")),
+        "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
+        "samples_per_device": {"fewest": int(samples.min()), "most": int(samples.max())},
+        "tree": " - ".join(f"{n} {name}" for n, name in zip(topology.shape, topology.levels, strict=True)),
+        "model": task_summary(world.task),
+        "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
+        "rounds": config.run.rounds,
+        "device_visits_per_round": round(polled),
+        "bytes_per_visit": sizes,
+        "device_link_bytes_per_round": round(polled * (sizes["down"] + sizes["up"])),
+        "private_bytes_per_device": private,
+        "private_bytes_of_all_devices": private * len(devices),
+    }

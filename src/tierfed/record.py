@@ -1,0 +1,175 @@
+"""What a round leaves behind: rows of the metrics and events."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tierfed.cost import RoundCost
+from tierfed.engine import Engine, RoundLog
+from tierfed.engine.evaluate import models
+from tierfed.metrics import MODELS, Kind, Row, gain, higher_is_better, main_metric, per_sample_scores, summarize
+from tierfed.setup import World
+from tierfed.task import Task
+from tierfed.tree import Params
+
+Scores = dict[str, npt.NDArray[np.float64]]  # metric -> [N]; NaN: no such model or no test data
+_ROWS_AT_ONCE = 8192
+
+
+def kind(world: World) -> Kind:
+    """Classification or regression."""
+    return "classification" if world.federation.classes else "regression"
+
+
+def cost_rows(world: World, round_: int, cost: RoundCost, clock_seconds: float) -> list[Row]:
+    """Bytes, seconds and joules of every link level and of the devices in one round."""
+    rows = []
+    for d, link in enumerate(world.topology.links):
+        values = {
+            "down_bytes": cost.down_bytes[d],
+            "up_bytes": cost.up_bytes[d],
+            "seconds": cost.link_seconds[d],
+            "joules": cost.link_joules[d],
+        }
+        rows += [Row(round_, "link", link, "", "", metric, float(v)) for metric, v in values.items()]
+    rows += [
+        Row(round_, "device", "", "", "", "compute_seconds", cost.compute_seconds),
+        Row(round_, "device", "", "", "", "compute_joules", cost.compute_joules),
+        Row(round_, "cloud", "cloud", "", "", "round_seconds", cost.round_seconds),
+        Row(round_, "cloud", "cloud", "", "", "clock_seconds", clock_seconds),
+        Row(round_, "cloud", "cloud", "", "", "joules", sum(cost.link_joules) + cost.compute_joules),
+    ]
+    return rows
+
+
+def trace_rows(world: World, engine: Engine, round_: int, log: RoundLog) -> list[Row]:
+    """The scalars that algorithm and tiers want to be seen, of the nodes that this round visited."""
+    rows = []
+    for i in sorted({int(i) for v in log.visits for i in v.devices}):
+        own, name = engine.own(i), world.federation.devices[i]
+        rows += [Row(round_, "device", name, "", "", t, float(own[t])) for t in engine.algorithm.traces]
+    for depth, tier in enumerate(engine.tiers):
+        nodes = sorted({int(i) for b in log.bursts if b.depth == depth for i in b.parents})
+        for node in nodes if tier.traces else ():
+            kept = engine.kept(depth, node)
+            name = "cloud" if depth == 0 else node_name(world, depth, node)
+            seen = [t for t in tier.traces if t in kept]
+            rows += [Row(round_, world.topology.levels[depth], name, "", "", t, float(kept[t])) for t in seen]
+    return rows
+
+
+def node_name(world: World, depth: int, node: int) -> str:
+    """The name of an inner node."""
+    if depth == 0:
+        return "cloud"
+    return world.team_name(node) if depth == world.topology.depth - 1 else f"{world.topology.levels[depth]} {node}"
+
+
+def events(world: World, round_: int, log: RoundLog) -> list[dict[str, Any]]:
+    """Moves between teams and faults of one round."""
+    links = world.topology.links
+    out: list[dict[str, Any]] = [
+        {
+            "round": round_,
+            "event": "regroup",
+            "device": world.federation.devices[i],
+            "from": world.team_name(a),
+            "to": world.team_name(b),
+        }
+        for i, a, b in log.moved
+    ]
+    for event, counts in (("lost", log.lost), ("silent", log.silent)):
+        out += [{"round": round_, "event": event, "link": links[d], "count": n} for d, n in sorted(counts.items())]
+    return out
+
+
+def evaluate(world: World, engine: Engine, post: bool) -> dict[str, Scores]:
+    """Scores of every evaluated model on the test data of every device: model -> metric -> [N]."""
+    test, task, n = world.federation.test, world.task, len(world.federation)
+    out: dict[str, Scores] = {name: {} for name in MODELS}
+    shared: dict[int, dict[str, torch.Tensor]] = {}
+    for found in models(engine, np.arange(n), post):
+        i = found.device
+        rows = torch.from_numpy(test[i]).to(world.device)
+        if not len(rows):
+            continue
+        personal = {"personal_pre": found.personal_pre, "personal_post": found.personal_post}
+        for name, params in {"global": found.global_model, "team": found.team, **personal}.items():
+            if params is None or params.keys() < set(task.keys):
+                continue  # the algorithm has no complete model of this kind
+            if name in personal:
+                scores = {k: v.mean() for k, v in _score(world, params, rows).items()}
+            else:  # one model for many devices: scored once on everybody's data
+                if id(params) not in shared:
+                    shared[id(params)] = _score_all(world, params)
+                scores = {k: v[i] for k, v in shared[id(params)].items()}
+            for metric, value in scores.items():
+                out[name].setdefault(metric, np.full(n, np.nan))[i] = float(value)
+    return {name: scores for name, scores in out.items() if scores}
+
+
+def _score(world: World, params: Params, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Scores of single samples [len(rows)]."""
+    parts: list[dict[str, torch.Tensor]] = []
+    with torch.no_grad():
+        for part in rows.split(_ROWS_AT_ONCE):
+            y = world.plan.y[part]
+            out = world.task.outputs(params, world.plan.x[part])
+            parts.append(per_sample_scores(out, y, kind(world), world.task.loss(out, y)))
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def _score_all(world: World, params: Params) -> dict[str, torch.Tensor]:
+    """Mean scores on every device's test data [N]."""
+    test = world.federation.test
+    rows = torch.from_numpy(np.concatenate(test)).to(world.device)
+    sizes = [len(t) for t in test]
+    each = _score(world, params, rows)
+    return {k: torch.stack([part.mean() for part in v.split(sizes)]) for k, v in each.items()}
+
+
+def score_rows(
+    world: World, round_: int, found: dict[str, Scores], baseline: npt.NDArray[np.float64] | None = None
+) -> list[Row]:
+    """Rows of every device, and statistics over devices; with the baseline's main metric [N] also the gain over it."""
+    rows, samples, main = [], world.federation.sizes("test"), main_metric(kind(world))
+    for model, scores in found.items():
+        for metric, values in scores.items():
+            for name, value in zip(world.federation.devices, values.tolist(), strict=True):
+                if not np.isnan(value) or metric == "loss":
+                    rows.append(Row(round_, "device", name, model, "test", metric, value))
+            statistics = summarize(values, samples, higher_is_better=higher_is_better(metric))
+            if baseline is not None and metric == main:
+                better = gain(values, baseline, higher_is_better(metric))
+                statistics["gain"] = float(np.nanmean(better))
+            rows += [Row(round_, "cloud", "cloud", model, "test", f"{metric}/{k}", v) for k, v in statistics.items()]
+    return rows
+
+
+def headline(rows: list[Row]) -> dict[str, float]:
+    """The sample-weighted main metric of every model among some rows."""
+    return {
+        r.model: r.value for r in rows if r.tier == "cloud" and r.metric in ("accuracy/weighted", "abs_error/weighted")
+    }
+
+
+def device_rows(world: World) -> Iterator[dict[str, Any]]:
+    """The table of devices: name, first team, samples, label counts."""
+    f = world.federation
+    counts, parts = f.label_counts(), {p: f.sizes(cast("Any", p)) for p in ("val", "test")}
+    for i, name in enumerate(f.devices):
+        team = world.team_name(int(world.topology.parents[-1][i]))
+        sizes = {"train": int(world.plan.samples[i]), "val": int(parts["val"][i]), "test": int(parts["test"][i])}
+        yield {"device": name, "team": team, **sizes, "counts": counts[i].tolist()}
+
+
+def task_summary(task: Task) -> dict[str, int]:
+    """Numbers of the model."""
+    init = task.init()
+    return {
+        "trainable": sum(init[k].numel() for k in task.trainable),
+        "statistics": sum(init[k].numel() for k in task.buffers),
+    }

@@ -1,0 +1,33 @@
+"""Reports of finished (or stopped) runs: a self-contained page, a table for the terminal, plain values for JSON."""
+
+from pathlib import Path
+
+from tierfed.errors import InputError
+from tierfed.metrics import write_atomic
+from tierfed.report.tables import read, summary, summary_table
+
+__all__ = ["summary", "summary_table", "write_report"]
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the report of a run folder or a grid folder as one HTML file that works offline.
+
+    :param out: where to; `report.html` in the folder by default
+    :return: the path of the written file
+    :raises InputError: the folder is neither a run nor a grid, it is damaged, or the libraries of reports are missing
+    """
+    found = read(folder)
+    # charts and template are an extra: everything else must work without these libraries
+    try:
+        from tierfed.report.html import render  # noqa: PLC0415
+    except ModuleNotFoundError as err:
+        if (err.name or "").partition(".")[0] not in ("plotly", "jinja2", "markupsafe"):
+            raise
+        raise InputError(
+            f"got a request for a report, but {err.name} is not installed; pip install 'tierfed[report]'"
+        ) from None
+    path = folder / "report.html" if out is None else out
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError(f"{path} cannot be written, wanted a file name in an existing folder; choose another --out")
+    write_atomic(path, render(found, path))
+    return path

@@ -1,0 +1,298 @@
+"""The charts of one run. Each function gives None where the run logged nothing to show."""
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from tierfed.metrics import Floats, summarize
+from tierfed.report.load import Devices, RunFolder
+from tierfed.report.style import (
+    HEAT,
+    MODEL_COLORS,
+    MODEL_DASHES,
+    PALETTE,
+    Chart,
+    axis_name,
+    band,
+    chart,
+    count_axis,
+    direction,
+    mode,
+    plain,
+    safe,
+    score_axis,
+    thin,
+)
+from tierfed.report.words import BAND, MODEL_NAMES, capped, metric_name, score
+
+MAX_LINES = 100
+
+
+def learning(run: RunFolder, metric: str) -> Chart | None:
+    """One metric over rounds: a line (weighted mean) and a band (10th to 90th percentile of the devices) a model."""
+    traces: list[Any] = []
+    columns: dict[str, dict[int, float]] = {}
+    for model in run.models:
+        panel = run.scores(model, metric)
+        if not panel.values.size:
+            continue
+        keep = thin(len(panel.rounds))
+        rounds, values = panel.rounds[keep].tolist(), panel.values[keep]
+        mean = [summarize(v, run.devices.test)["weighted"] for v in values]
+        columns[model] = dict(zip(rounds, mean, strict=True))
+        color = MODEL_COLORS[model]
+        traces += band(rounds, *_edges(values), color, model)
+        line = {"color": color, "dash": MODEL_DASHES[model], "width": 2}
+        traces.append(
+            go.Scatter(
+                x=rounds,
+                y=plain(mean),
+                name=MODEL_NAMES[model],
+                legendgroup=model,
+                mode=mode(len(rounds)),
+                line=line,
+            )
+        )
+    if not traces:
+        return None
+    rounds = sorted({r for column in columns.values() for r in column})
+    rows = [[str(r), *(score(columns[m].get(r), metric) for m in columns)] for r in rounds]
+    last = "; ".join(f"{MODEL_NAMES[m]} {score(c[max(c)], metric)}" for m, c in columns.items())
+    return chart(
+        f"{metric_name(metric).capitalize()} over rounds",
+        traces,
+        x="round",
+        y=axis_name(metric),
+        alt=f"Line chart of the {metric_name(metric)} of each model over {len(rounds)} evaluated rounds. Last: {last}.",
+        data=capped(("round", *(MODEL_NAMES[m] for m in columns)), rows),
+        note=f"Line: mean over devices, weighted by test samples. Band: {BAND} of the devices.{direction(metric)}",
+        layout={"yaxis": score_axis(metric)},
+    )
+
+
+def per_device(run: RunFolder) -> Chart | None:
+    """The headline metric of every device in the last round: a box and all points a model."""
+    scores = {m: run.last_scores(m) for m in run.models}
+    scores = {m: v for m, v in scores.items() if not np.isnan(v).all()}
+    if not scores:
+        return None
+    names = run.devices.names
+    traces = [
+        go.Box(
+            y=plain(values),
+            name=MODEL_NAMES[m].replace(", ", ",<br>"),
+            text=safe(names),
+            boxpoints="all",
+            jitter=0.5,
+            pointpos=0,
+            marker={"color": MODEL_COLORS[m], "size": 5, "opacity": 0.65},
+            line={"width": 1.5},
+            fillcolor="rgba(128,128,128,0.10)",
+            hovertemplate="%{text}: %{y}<extra></extra>",
+        )
+        for m, values in scores.items()
+    ]
+    rows = [[n, *(score(float(v[i]), run.metric) for v in scores.values())] for i, n in enumerate(names)]
+    return chart(
+        f"{metric_name(run.metric).capitalize()} of each device",
+        traces,
+        x="model",
+        y=axis_name(run.metric),
+        alt=f"Box plot with one point for each of {len(names)} devices, for each model, in the last evaluated round.",
+        data=capped(("device", *(MODEL_NAMES[m] for m in scores)), rows, 200),
+        note=f"Each point is a device on its own test set. Point at one to see its name.{direction(run.metric)}",
+        layout={"yaxis": score_axis(run.metric), "hovermode": "closest", "showlegend": False},
+    )
+
+
+def trace(run: RunFolder, tier: str, metric: str) -> Chart | None:
+    """What the algorithm logs about itself: one thin line a node, and their mean."""
+    panel = run.panel(tier, metric)
+    if not panel.values.size:
+        return None
+    keep, shown = thin(len(panel.rounds), 300), thin(len(panel.nodes), MAX_LINES)
+    rounds, values = panel.rounds[keep].tolist(), panel.values[keep]
+    many = len(panel.nodes) > 1
+    traces: list[Any] = [
+        go.Scatter(
+            x=rounds,
+            y=plain(values[:, n]),
+            name=safe([panel.nodes[n]])[0],
+            mode=mode(len(rounds), 1 if many else 30),
+            line={"color": "rgba(128,136,150,0.45)" if many else PALETTE[0], "width": 1 if many else 2},
+            connectgaps=True,
+            showlegend=False,
+            hovertemplate="%{fullData.name}: %{y:.4g}, round %{x}<extra></extra>",
+        )
+        for n in shown.tolist()
+    ]
+    mean = _mean(values)
+    if many:
+        line = {"color": MODEL_COLORS["personal_post"], "width": 3}
+        label = f"mean of {len(panel.nodes)} {tier}s"
+        traces.append(
+            go.Scatter(
+                x=rounds,
+                y=plain(mean),
+                name=label,
+                mode=mode(len(rounds), 1),
+                line=line,
+                hovertemplate="mean: %{y:.4g}",
+            )
+        )
+    low, high = np.fmin.reduce(values, axis=1), np.fmax.reduce(values, axis=1)
+    spread = np.column_stack([low, mean, high])
+    rows = [[str(r), *(f"{v:.4g}" for v in s)] for r, s in zip(rounds, spread.tolist(), strict=True)]
+    hidden = f" {len(shown)} of {len(panel.nodes)} are drawn." if len(shown) < len(panel.nodes) else ""
+    name = metric_name(metric)
+    meaning = "1: all global, 0: all personal. " if metric == "alpha" else ""
+    return chart(
+        f"{name[0].upper()}{name[1:]}" if metric == "alpha" else f"{name[0].upper()}{name[1:]} ({tier})",
+        traces,
+        x="round",
+        y=name if many else metric,
+        alt=f"Line chart of {name} of {len(panel.nodes)} {tier}{'s' * many} over rounds; the mean goes "
+        f"from {mean[0]:.4g} to {mean[-1]:.4g}.",
+        data=capped(("round", "lowest", "mean", "highest"), rows),
+        note=f"{meaning}One thin line a {tier}.{hidden}" if many else meaning,
+        half=not many,
+        height=360 if many else 260,
+        layout={"hovermode": "closest", **({"yaxis": {"range": [-0.03, 1.03]}} if metric == "alpha" else {})},
+    )
+
+
+def moves(run: RunFolder) -> Chart | None:
+    """How many devices changed team in each round."""
+    events = run.events_of("regroup")
+    if not events:
+        return None
+    rows = [[str(e["round"]), *(str(e.get(key, "")) for key in ("device", "from", "to"))] for e in events]
+    devices = len({row[1] for row in rows})
+    bars = _bars([int(e["round"]) for e in events], [1] * len(events), "devices that moved", PALETTE[2])
+    return chart(
+        "Team changes",
+        [bars],
+        x="round",
+        y="devices moved",
+        alt=f"Bar chart of team changes in each round: {len(events)} changes of {devices} devices.",
+        data=capped(("round", "device", "from", "to"), rows, 200, 4),
+        note=f"{len(events)} changes of {devices} devices; the table lists them.",
+        height=260,
+        layout={"xaxis": _all_rounds(run), "yaxis": count_axis(max(bars.y)), "showlegend": False},
+    )
+
+
+def faults(run: RunFolder) -> Chart | None:
+    """Lost messages and silent nodes in each round."""
+    found = [(kind, run.events_of(kind)) for kind in ("lost", "silent")]
+    if not any(events for _, events in found):
+        return None
+    names = {"lost": "lost messages", "silent": "silent nodes"}
+    traces, rows = [], []
+    for (kind, events), color in zip(found, (PALETTE[1], PALETTE[3]), strict=True):
+        counts = [_count(e) for e in events]
+        if events:
+            traces.append(_bars([int(e["round"]) for e in events], counts, names[kind], color))
+        rows += [
+            [str(e["round"]), names[kind], str(e.get("link", e.get("device", e.get("node", "")))), str(n)]
+            for e, n in zip(events, counts, strict=True)
+        ]
+    total = {names[kind]: sum(map(_count, events)) for kind, events in found}
+    text = ", ".join(f"{n} {name}" for name, n in total.items())
+    return chart(
+        "Lost messages and silent nodes",
+        traces,
+        x="round",
+        y="count",
+        alt=f"Bar chart of faults in each round: {text} in all.",
+        data=capped(("round", "fault", "where", "count"), sorted(rows, key=lambda row: int(row[0])), 200, 3),
+        note=f"In all: {text}.",
+        height=260,
+        layout={
+            "barmode": "stack",
+            "showlegend": True,
+            "xaxis": _all_rounds(run),
+            "yaxis": count_axis(sum(max(t.y) for t in traces)),
+        },
+    )
+
+
+def holdings(run: RunFolder) -> Chart:
+    """Who holds what in a run."""
+    return holdings_of(run.devices)
+
+
+def holdings_of(devices: Devices) -> Chart:
+    """Training samples for each label and device, or for each device where there are no labels."""
+    order = sorted(range(len(devices.names)), key=lambda i: devices.teams[i])
+    names, teams = [devices.names[i] for i in order], [devices.teams[i] for i in order]
+    shown = [f"{t} / {n}" if t else n for n, t in zip(safe(names), safe(teams), strict=True)]
+    labels = devices.counts.shape[1]
+    if labels:
+        counts = devices.counts[order]
+        traces: list[Any] = [
+            go.Heatmap(
+                x=shown,
+                y=[str(k) for k in range(labels)],
+                z=counts.T.tolist(),
+                colorscale=HEAT,
+                colorbar={"title": {"text": "samples"}, "thickness": 12, "outlinewidth": 0},
+                hovertemplate="%{x}, label %{y}: %{z} samples<extra></extra>",
+                xgap=1 if len(names) <= 120 else 0,
+                ygap=1 if labels <= 40 else 0,
+            )
+        ]
+    else:
+        traces = [go.Bar(x=shown, y=devices.train[order].tolist(), marker={"color": PALETTE[0]}, name="samples")]
+    sums = [devices.train, devices.val, devices.test]
+    rows = [
+        [n, t, *(str(s[i]) for s in sums), " ".join(map(str, devices.counts[i].tolist()))]
+        for i, n, t in zip(order, names, teams, strict=True)
+    ]
+    headers = ("device", "team", "train", "validation", "test", "training samples per label")
+    return chart(
+        "Who holds what",
+        traces,
+        x="device, by team" if any(teams) else "device",
+        y="label" if labels else "training samples",
+        alt=f"{'Heat map of training samples per label' if labels else 'Bar chart of training samples'} for "
+        f"{len(names)} devices; {int(devices.train.sum())} training samples in all.",
+        data=capped(headers if labels else headers[:-1], rows if labels else [r[:-1] for r in rows], 200, 2),
+        height=min(max(240, 22 * labels + 140), 560),
+        layout={
+            "hovermode": "closest",
+            "xaxis": {"type": "category", "showticklabels": len(names) <= 40, "showgrid": False},
+            "yaxis": {"type": "category", "showgrid": False} if labels else {},
+        },
+    )
+
+
+def _edges(values: Floats) -> tuple[Floats, Floats]:
+    """The 10th and 90th percentile over devices in each round, [R] each."""
+    low = [summarize(v, np.isfinite(v))["p10"] for v in values]
+    high = [summarize(v, np.isfinite(v), higher_is_better=False)["p10"] for v in values]
+    return np.array(low), np.array(high)
+
+
+def _mean(values: Floats) -> Floats:
+    """The mean over nodes in each round, without those that logged nothing."""
+    known = ~np.isnan(values)
+    total: Floats = np.where(known, values, 0).sum(1)
+    mean: Floats = total / np.maximum(known.sum(1), 1)
+    return mean
+
+
+def _all_rounds(run: RunFolder) -> dict[str, Any]:
+    return {"range": [0.5, run.last_round + 0.5], "dtick": max(1, math.ceil(run.last_round / 12))}
+
+
+def _count(event: dict[str, Any]) -> int:
+    return int(event.get("count", 1))
+
+
+def _bars(rounds: list[int], counts: list[int], name: str, color: str) -> Any:
+    where, row = np.unique(np.array(rounds), return_inverse=True)
+    totals = np.bincount(row, weights=counts)
+    return go.Bar(x=where.tolist(), y=totals.tolist(), width=0.8, name=name, marker={"color": color})

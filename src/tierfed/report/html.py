@@ -1,0 +1,198 @@
+"""The page: what goes where, rendered into one file that needs nothing else."""
+
+import json
+import os
+import shlex
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from tierfed.report import charts, compare, costs
+from tierfed.report.grid import GridFolder, Member
+from tierfed.report.load import RunFolder
+from tierfed.report.style import Chart
+from tierfed.report.tables import comparison_cell, summary_grid
+from tierfed.report.words import MODEL_NAMES, NONE, Grid, amount, duration, metric_name, score
+
+MAX_EMBEDDED = 24
+
+
+class Tile(NamedTuple):
+    """A headline number."""
+
+    label: str
+    value: str
+    hint: str = ""
+
+
+class Section(NamedTuple):
+    """A part of the page: a title, tables, charts, and closed parts that hold more charts."""
+
+    title: str
+    charts: list[Chart]
+    table: Grid | None = None
+    bold: frozenset[tuple[int, int]] = frozenset()
+    links: dict[str, str] = {}
+    closed: list[tuple[str, list[Chart]]] = []
+
+
+def render(found: RunFolder | GridFolder, out: Path) -> str:
+    """The whole page as text; `out` is where it will lie, for links to the pages of runs."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files("tierfed.report").joinpath("template.html").read_text(encoding="utf-8")
+    page = _run_page(found) if isinstance(found, RunFolder) else _grid_page(found, out)
+    # only a script's own end could leave the script element
+    script = Markup(get_plotlyjs().replace("</script", "<\\/script"))
+    return environment.from_string(source).render(page | {"plotly": script, "figure": _figure})
+
+
+def _figure(chart: Chart) -> Markup:
+    text = json.dumps(chart.figure, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _known(*found: Chart | None) -> list[Chart]:
+    return [c for c in found if c is not None]
+
+
+def _run_page(run: RunFolder) -> dict[str, Any]:
+    devices = f"{len(run.devices.names)} devices" + (f" in {len(run.teams)} teams" if run.teams else "")
+    learning = [charts.learning(run, m) for m in dict.fromkeys((run.metric, "loss"))]
+    alpha = [charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"]
+    other = [charts.trace(run, *pair) for pair in run.traces if pair[1] != "alpha"]
+    sections = [
+        Section("Models", [], summary_grid(run)) if run.models else Section("Models", []),
+        Section("Learning", _known(*learning)),
+        Section("Devices", _known(charts.per_device(run))),
+        Section("Inside the algorithm", _known(*alpha, charts.moves(run), *other)),
+        Section(
+            "Cost",
+            _known(costs.traffic(run), costs.usage(run, "seconds"), costs.usage(run, "joules")),
+            costs.cost_table(run),
+        ),
+        Section("Faults", _known(charts.faults(run))),
+        Section("Data", _known(charts.holdings(run))),
+    ]
+    folder = shlex.quote(run.path.resolve().name)
+    return {
+        "title": f"{run.algorithm} on {run.source}",
+        "kind": "run",
+        "facts": [devices, f"{run.last_round} round{'s' * (run.last_round != 1)}", f"seed {run.seed}", run.ended],
+        "tiles": _run_tiles(run),
+        "sections": [s for s in sections if s.charts or s.table],
+        "configs": [("Resolved config", run.config_text)],
+        "commands": [f"tierfed run {folder}/config.toml", f"tierfed report {folder}"],
+    }
+
+
+def _run_tiles(run: RunFolder) -> list[Tile]:
+    tiles = []
+    for model in ("global", "personal_post"):
+        if model in run.models:
+            statistics = run.statistics(model)
+            hint = f"{metric_name(run.metric)}, mean weighted by test samples"
+            tiles.append(Tile(MODEL_NAMES[model], score(statistics["weighted"], run.metric), hint))
+    for model in [m for m in ("personal_post", "global") if m in run.models][:1]:
+        value = score(run.statistics(model)["worst"], run.metric)
+        tiles.append(Tile("worst 10 % of devices", value, f"mean, {MODEL_NAMES[model]}"))
+    return [*tiles, *_cost_tiles(run)]
+
+
+def _cost_tiles(run: RunFolder) -> list[Tile]:
+    joules = run.total("cloud", "joules")
+    tiles = [
+        Tile("traffic", amount(run.total_bytes, "B"), "all links, down and up"),
+        Tile("virtual time", duration(run.clock_seconds), "clock at the end"),
+        Tile("energy", amount(joules, "J"), "links and computing"),
+    ]
+    return [t for t in tiles if t.value != NONE]
+
+
+def _grid_page(grid: GridFolder, out: Path) -> dict[str, Any]:
+    holdings = _known(charts.holdings(grid.members[0].run))
+    sources = sorted({m.run.source for m in grid.members})
+    sizes = sorted({len(m.run.devices.names) for m in grid.members})
+    winners = [grid.best(c) for c in grid.columns]
+    rows = [[label, *(comparison_cell(grid, label, c) for c in grid.columns)] for label in grid.labels]
+    bold = {(r, c + 1) for r, label in enumerate(grid.labels) for c, best in enumerate(winners) if best == label}
+    note = (
+        f"{metric_name(grid.metric).capitalize()} in the last evaluated round, mean ± standard deviation over seeds; "
+        "the best in bold. Percentile, worst devices and gain are those of the model a device would use: the personal "
+        "one after training, or the team or global one where there is none. The gain is the mean over devices of the "
+        "difference to the same device in the local-only run of the same seed."
+    )
+    links = {m.name: _link(m, out) for m in grid.members if (m.run.path / "report.html").exists()}
+    runs = Grid(
+        ("run", "algorithm", "how it ended", "seed", "rounds"),
+        [[m.name, m.label, m.run.ended, str(m.run.seed), str(m.run.last_round)] for m in grid.members],
+        text=3,
+    )
+    sections = [
+        Section(
+            "Comparison",
+            _known(compare.balance(grid)),
+            Grid(("algorithm", *(c.title for c in grid.columns)), rows, note),
+            frozenset(bold),
+        ),
+        Section("Learning", _known(*(compare.learning(grid, m) for m in ("global", "personal_post")))),
+        Section("Devices", _known(compare.per_device(grid))),
+        Section("Inside the algorithms", [], closed=_insides(grid)),
+        Section("Data", [replace(c, title=f"{c.title}, in {grid.members[0].name}") for c in holdings]),
+        Section("Runs", [], runs, links=links),
+    ]
+    folder = shlex.quote(grid.path.resolve().name)
+    names = [shlex.quote(m.name) for m in grid.members]
+    return {
+        "title": f"{len(grid.labels)} algorithms on {', '.join(sources)}",
+        "kind": "comparison",
+        "facts": [
+            f"{' or '.join(map(str, sizes))} devices",
+            f"{len(grid.members)} runs",
+            f"seed{'s' * (len(grid.seeds) > 1)} {', '.join(map(str, grid.seeds))}",
+        ],
+        "tiles": _grid_tiles(grid),
+        "sections": [s for s in sections if s.charts or s.table or s.closed],
+        "configs": [(f"Resolved config of {m.name}", m.run.config_text) for m in grid.members],
+        "commands": [*(f"tierfed run {folder}/{name}/config.toml" for name in names), f"tierfed report {folder}"],
+    }
+
+
+def _grid_tiles(grid: GridFolder) -> list[Tile]:
+    wanted = {
+        "global": "best global",
+        "personal_post": "best personal",
+        "worst": "best worst 10 %",
+        "gain": "most gain",
+    }
+    return [
+        Tile(wanted[column.key], comparison_cell(grid, best, column), best)
+        for column in grid.columns
+        if column.key in wanted and (best := grid.best(column))
+    ]
+
+
+def _insides(grid: GridFolder) -> list[tuple[str, list[Chart]]]:
+    """Mixing weights and team changes of each run that logs them."""
+    found = []
+    for member in grid.members:
+        run = member.run
+        shown = _known(
+            *(charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"),
+            charts.moves(run),
+        )
+        if shown:
+            found.append((member.name, shown))
+    return found[:MAX_EMBEDDED]
+
+
+def _link(member: Member, out: Path) -> str:
+    target = os.path.relpath(member.run.path / "report.html", out.parent)
+    return quote(Path(target).as_posix())

@@ -1,0 +1,88 @@
+"""What a run tells while it runs, and what it leaves in the hands of Python."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from tierfed.engine import Engine
+from tierfed.engine.evaluate import models
+from tierfed.errors import InputError, nearest
+from tierfed.metrics import Row, to_table
+from tierfed.record import headline
+from tierfed.setup import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a watcher is told after every round (0: before the first one)."""
+
+    name: str
+    round: int
+    rounds: int
+    scores: dict[str, float]  # model -> main metric, sample-weighted, of the last evaluation
+    evaluated: bool  # in this round
+    bytes: int  # on all links so far
+    stopped: str = ""
+
+
+Watcher = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished or interrupted run."""
+
+    folder: Path | None
+    rows: list[Row] = field(repr=False)
+    events: list[dict[str, Any]] = field(repr=False)
+    world: World = field(repr=False)
+    engine: Engine = field(repr=False)
+    trained: int
+    """Rounds of this call; none where a finished run was resumed."""
+    interrupted: bool = False
+
+    @property
+    def metrics(self) -> pa.Table:
+        """All metrics in long form: round, tier, node, model, split, metric, value."""
+        return to_table(self.rows)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The sample-weighted main metric of every model in the last evaluation; empty before the first one."""
+        last = max((r.round for r in self.rows if r.model), default=0)
+        return headline([r for r in self.rows if r.round == last])
+
+    def global_model(self) -> nn.Module:
+        """The cloud's model.
+
+        :raises InputError: the algorithm has none
+        """
+        params = self.engine.tiers[0].model(self.engine.kept(0, 0))
+        if params is None or params.keys() < set(self.world.task.keys):
+            raise InputError(
+                f"{type(self.world.algorithm).__name__} has no complete global model; ask for a personal_model"
+            )
+        return self._module(params)
+
+    def personal_model(self, device: str) -> nn.Module:
+        """What a device predicts with now (personal_pre).
+
+        :raises InputError: no such device
+        """
+        names = self.world.federation.devices
+        if device not in names:
+            raise InputError(f"no device {device!r}; {nearest(device, names)}")
+        (found,) = models(self.engine, np.array([names.index(device)]), post=False)
+        return self._module(found.personal_pre)
+
+    def _module(self, params: dict[str, torch.Tensor]) -> nn.Module:
+        module = copy.deepcopy(self.world.task.module).cpu().eval()
+        module.load_state_dict({k: v.cpu() for k, v in params.items()}, strict=False)
+        return module

@@ -1,0 +1,157 @@
+"""One process's share of a run: rounds, evaluations, commits, and the files that are read while it goes on."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+
+from tierfed.config import Config
+from tierfed.engine import Engine
+from tierfed.metrics import Row, to_table, write_atomic
+from tierfed.record import cost_rows, device_rows, evaluate, events, headline, score_rows, trace_rows
+from tierfed.result import Progress, Watcher
+from tierfed.settings import table
+from tierfed.setup import World
+from tierfed.store import DiskStore, MemoryStore, disk_error
+
+_EXPORT_SECONDS = 10.0
+_FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
+
+
+def fingerprint(config: Config) -> str:
+    """What must not change between start and resume."""
+    tables = table(config)
+    tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
+    tables.pop("eval")
+    return json.dumps(tables, sort_keys=True)
+
+
+class Session:
+    """What a process does to a run. The rows and events of committed rounds go into the lists that it is given."""
+
+    def __init__(
+        self,
+        world: World,
+        engine: Engine,
+        store: DiskStore | MemoryStore,
+        path: Path | None,
+        rows: list[Row],
+        happened: list[dict[str, Any]],
+        watch: Watcher | None,
+        baseline: npt.NDArray[Any] | None,
+        identity: dict[str, Any],
+    ) -> None:
+        self.world, self.engine, self.store, self.path = world, engine, store, path
+        self.rows, self.events, self.watch, self.baseline = rows, happened, watch, baseline
+        self.pending: list[dict[str, Any]] = []
+        self.exported = time.monotonic()
+        self.clock_seconds = float(store.meta.get("clock_seconds", 0.0))
+        self.bytes = int(store.meta.get("bytes", 0))
+        self.scores: dict[str, float] = headline(rows)
+        self.constant = {"fingerprint": fingerprint(world.config), "data": identity}
+
+    def note(self, event: dict[str, Any]) -> None:
+        """An event of this process, not of the training: it is exported, but no part of the checkpoint."""
+        self.events.append(event)
+
+    def begin(self) -> None:
+        """The state before the first round, evaluated and committed."""
+        found = score_rows(self.world, 0, evaluate(self.world, self.engine, self.world.config.eval.post), self.baseline)
+        self._finish(0, found, [{"round": 0, "event": "start"}], "", True, True)
+
+    def round(self) -> None:
+        """One round of the cloud."""
+        config = self.world.config
+        log = self.engine.step()
+        number = self.engine.round
+        cost = self.world.clock.price(
+            self.engine.topology, [self.engine.bursts(d) for d in range(self.engine.depth)], log.bursts, log.visits
+        )
+        self.clock_seconds += cost.round_seconds
+        self.bytes += sum(cost.down_bytes) + sum(cost.up_bytes)
+        rows = cost_rows(self.world, number, cost, self.clock_seconds)
+        rows += trace_rows(self.world, self.engine, number, log)
+        happened = events(self.world, number, log)
+        stopped = self.engine.stopped()
+        last = bool(stopped) or number >= config.run.rounds
+        evaluated = last or number % config.eval.every == 0
+        if evaluated:
+            rows += score_rows(self.world, number, evaluate(self.world, self.engine, config.eval.post), self.baseline)
+        if stopped:
+            happened.append({"round": number, "event": "stop", "rule": stopped})
+        self._finish(number, rows, happened, stopped, evaluated, last or number % config.run.checkpoint_every == 0)
+
+    def _finish(
+        self, number: int, rows: list[Row], happened: list[dict[str, Any]], stopped: str, evaluated: bool, commit: bool
+    ) -> None:
+        self.pending.append({"round": number, "rows": rows, "events": happened})
+        if commit:
+            numbers = {"clock_seconds": self.clock_seconds, "bytes": self.bytes, "stopped": stopped}
+            with uninterrupted():
+                self.store.commit({**self.engine.meta(), **numbers, **self.constant}, self.pending)
+                for entry in self.pending:
+                    self.rows += entry["rows"]
+                    self.events += entry["events"]
+                self.pending = []
+        if evaluated:
+            self.scores = headline(rows)
+        if time.monotonic() - self.exported > _EXPORT_SECONDS:
+            self.export()
+        if self.watch is not None:
+            self.watch(
+                Progress(
+                    name=self.path.name if self.path else "run",
+                    round=number,
+                    rounds=self.world.config.run.rounds,
+                    scores=self.scores,
+                    evaluated=evaluated,
+                    bytes=self.bytes,
+                    stopped=stopped,
+                )
+            )
+
+    def export(self) -> None:
+        """The files that reports are made from, of the committed rounds, each whole or not at all."""
+        if self.path is None:
+            return
+        with uninterrupted(), on_disk(self.path):
+            write_atomic(self.path / "metrics.parquet", to_table(self.rows))
+            write_atomic(self.path / "events.jsonl", "".join(json.dumps(e) + "\n" for e in self.events))
+            if not (self.path / "devices.parquet").exists():
+                write_atomic(self.path / "devices.parquet", pa.Table.from_pylist(list(device_rows(self.world))))
+        self.exported = time.monotonic()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = []
+    before = signal.signal(signal.SIGINT, lambda *a: asked.append(a))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked and before is not signal.SIG_IGN:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """A failed write below a folder, in a user's words.
+
+    :raises InputError: in the place of an OSError
+    """
+    try:
+        yield
+    except OSError as err:
+        raise disk_error(path, err) from None

@@ -1,0 +1,219 @@
+"""A model and its loss as pure functions of one flat dict of tensors: trainable parameters and batch-norm buffers
+alike.
+"""
+
+import copy
+import importlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+from tierfed.algorithm import Batch, Data
+from tierfed.dropout import replace_dropout
+from tierfed.errors import InputError, nearest
+from tierfed.tree import Params, take
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs [B, C], targets [B, ...]) -> loss of each sample [B]
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+_NORM_ENTRIES = {"y": "weight", "b": "bias", "u": "running_mean", "s": "running_var"}  # MTFL's letters
+
+
+def _pointwise(loss: Callable[..., Tensor]) -> Loss:
+    """A loss on numbers as a loss on samples: the mean over the outputs of a sample."""
+    return lambda out, y: loss(out, y.view(out.shape).to(out.dtype), reduction="none").flatten(1).mean(1)
+
+
+def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
+    """Softmax cross-entropy of each sample [B]."""
+    return F.cross_entropy(out, y, reduction="none")
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "mse": _pointwise(F.mse_loss),
+    "l1": _pointwise(F.l1_loss),
+    "huber": _pointwise(F.huber_loss),
+    "bce": _pointwise(F.binary_cross_entropy_with_logits),
+}
+
+
+def loss_by_name(name: str) -> Loss:
+    """A loss of LOSSES, or the user's own function by "package.module:function" (outputs, targets) -> loss per
+    sample [B].
+
+    :raises InputError: nobody knows the name, or it cannot be imported
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise InputError(
+            f"unknown loss {name!r}; {nearest(name, LOSSES)}; or give your own as 'package.module:function'"
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as err:
+        raise InputError(f"loss {name!r} cannot be imported: {err}; check the module path and the name") from None
+
+
+def _descend(w: Tensor, g: Tensor, lr: float | Tensor) -> Tensor:
+    return w - lr * g if isinstance(lr, Tensor) else torch.sub(w, g, alpha=lr)
+
+
+class Task:
+    """What a device learns: a module, a per-sample loss, and the names of the parts of its flat parameter dict.
+
+    :param module: any nn.Module; the task works on a copy. Float parameters and the statistics of batch norms are the
+        model that is trained, sent and averaged; every other buffer is a constant.
+    :param loss: loss of each sample, see `LOSSES`
+    :param weight_decay: adds weight_decay / 2 |w|^2 over the trainable entries to the loss that is trained
+    :param public: samples that the cloud holds, if any
+    :raises InputError: a batch norm that needs its batch counter (momentum=None), which cannot be averaged
+    """
+
+    def __init__(
+        self, module: nn.Module, loss: Loss = cross_entropy, weight_decay: float = 0.0, public: Batch | None = None
+    ) -> None:
+        self.module, self.loss, self.weight_decay = copy.deepcopy(module).train(), loss, weight_decay
+        self.public = public
+        self._seeds = replace_dropout(self.module)
+        self.norms: dict[str, dict[str, str]] = {}
+        self.buffers: list[str] = []
+        for name, m in self.module.named_modules():
+            if not isinstance(m, _BatchNorm):
+                continue
+            prefix = f"{name}." if name else ""
+            self.norms[name] = {letter: prefix + entry for letter, entry in _NORM_ENTRIES.items()}
+            if m.track_running_stats:
+                if m.momentum is None:
+                    raise InputError(
+                        f"batch norm {name!r} has momentum=None: it needs a batch counter, which cannot be averaged"
+                    )
+                m.num_batches_tracked = None
+                self.buffers += [prefix + "running_mean", prefix + "running_var"]
+        self.trainable = [k for k, p in self.module.named_parameters() if p.requires_grad]
+        self.constants = [k for k, p in self.module.named_parameters() if not p.requires_grad]
+        self.layers = list(dict.fromkeys(k.rpartition(".")[0] for k in self.trainable))
+        self._eval = copy.deepcopy(self.module).eval()
+        self._modes: dict[tuple[str, ...], nn.Module] = {}
+
+    @property
+    def keys(self) -> list[str]:
+        """All entries of the model: trainable parameters, then batch-norm statistics."""
+        return self.trainable + self.buffers
+
+    def init(self) -> Params:
+        """The initial model, as the module came."""
+        state = self.module.state_dict()
+        return {k: state[k].detach().clone() for k in self.keys}
+
+    def norm_keys(self, letters: str = "usyb") -> list[str]:
+        """Entries of the batch norms, by module type: y weight, b bias, u running mean, s running variance (MTFL)."""
+        known = set(self.keys)
+        return [n[c] for n in self.norms.values() for c in "ybus" if c in letters and n[c] in known]
+
+    def layer_keys(self, layers: Collection[str]) -> list[str]:
+        """All entries of the named layers; a layer is a module that owns parameters (weight and bias are one)."""
+        return [k for k in self.keys if k.rpartition(".")[0] in layers]
+
+    def head_keys(self, depth: int = 1) -> list[str]:
+        """All entries of the last `depth` layers."""
+        return self.layer_keys(self.layers[-depth:] if depth else [])
+
+    def outputs(self, params: Params, x: Tensor) -> Tensor:
+        """Outputs [B, C] in evaluation mode: running statistics, no dropout."""
+        return functional_call(self._eval, params, (x,))  # type: ignore[no-any-return]
+
+    def measure(self, params: Params, held: Batch) -> Tensor:
+        """Mean loss on the live samples of a held-out batch in evaluation mode; 0 without any."""
+        each = self.loss(self.outputs(params, held.x), held.y)
+        return torch.where(held.live, each, 0.0).sum() / held.live.sum().clamp(min=1)
+
+    def _mode(self, keys: Collection[str]) -> nn.Module:
+        """The module in training mode; batch norms none of whose parameters train are in evaluation mode (frozen)."""
+        known = set(self.trainable)
+        frozen = tuple(n for n, e in self.norms.items() if e["y"] in known and not {e["y"], e["b"]} & set(keys))
+        if frozen not in self._modes:
+            self._modes[frozen] = copy.deepcopy(self.module)
+            for name in frozen:
+                self._modes[frozen].get_submodule(name).eval()
+        return self._modes[frozen]
+
+    def grad(self, params: Params, batch: Batch, keys: Collection[str] | None = None) -> tuple[Params, Tensor, Params]:
+        """Gradient over `keys` (all trainable by default), mean loss [], batch-norm statistics after this batch."""
+        keys = self.trainable if keys is None else keys
+        net = self._mode(keys)
+        seeds = dict.fromkeys(self._seeds, batch.seed)
+
+        def f(train: Params) -> tuple[Tensor, Params]:
+            stats = {k: params[k].clone() for k in self.buffers}  # updated in place by the batch norms
+            out = functional_call(net, {**params, **train, **stats, **seeds}, (batch.x,))
+            return self.loss(out, batch.y).mean(), stats
+
+        g, (loss, stats) = grad_and_value(f, has_aux=True)(take(params, [k for k in self.trainable if k in set(keys)]))
+        if self.weight_decay:
+            g = {k: v + self.weight_decay * params[k] for k, v in g.items()}
+        return g, loss, stats
+
+    def step(
+        self,
+        params: Params,
+        batch: Batch,
+        lr: float | Tensor,
+        drift: Params | None = None,
+        pull: tuple[float | Tensor, Params] | None = None,
+        keys: Collection[str] | None = None,
+    ) -> Params:
+        """One SGD step on f(w) + <drift, w> + lam/2 |w - anchor|^2, pull = (lam, anchor), over `keys`.
+
+        drift and anchor may cover some of the keys; the others have no such term.
+        """
+        g, _, stats = self.grad(params, batch, keys)
+        if drift is not None:
+            g = {k: v + drift[k] if k in drift else v for k, v in g.items()}
+        if pull is not None:
+            lam, anchor = pull
+            g = {k: v + lam * (params[k] - anchor[k]) if k in anchor else v for k, v in g.items()}
+        return {**params, **stats, **{k: _descend(params[k], v, lr) for k, v in g.items()}}
+
+    def train(
+        self,
+        params: Params,
+        data: Data,
+        lr: float | Tensor,
+        drift: Params | None = None,
+        pull: tuple[float | Tensor, Params] | None = None,
+        keys: Collection[str] | None = None,
+    ) -> Params:
+        """Plain local SGD (`step`) over all of `data`: the one loop that engines may fuse."""
+        out: Params = data.fold(lambda w, batch: self.step(w, batch, lr, drift, pull, keys), params)
+        return out
+
+    def verify(self, x: Tensor, y: Tensor) -> None:
+        """Runs one training step on a small batch: what cannot be trained is found before a run, not in it.
+
+        :raises InputError: the loss does not fit the outputs, or the forward pass is random by itself
+        """
+        batch = Batch(
+            x, y, torch.ones((), dtype=torch.bool, device=x.device), torch.zeros((), dtype=torch.int64, device=x.device)
+        )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                first, _, _ = self.grad(self.init(), batch)
+                torch.rand(1)
+                second, _, _ = self.grad(self.init(), batch)
+        except (RuntimeError, ValueError, TypeError, IndexError) as err:
+            reason: Any = str(err).splitlines()[0]
+            raise InputError(
+                f"a training step on a batch with x {list(x.shape)} and y {list(y.shape)} fails: {reason}; "
+                "check that model, loss and labels fit together"
+            ) from None
+        if any(not torch.equal(first[k], second[k]) for k in first):
+            raise InputError(
+                "two forward passes on one batch differ: the model draws random numbers itself; use nn.Dropout layers, "
+                "whose masks tierfed draws from the run's seed, and no functional dropout"
+            )
