@@ -107,7 +107,7 @@ class Tier:
     sees: ClassVar[str] = ""  # "": sends the same to all; "polled" | "all": has child rows, sends by slot
     watches: ClassVar[bool] = False
     relay: ClassVar[bool] = False
-    traces: ClassVar[tuple[str, ...]] = ()  # scalars among what is kept that belong into the metrics of a run
+    traces: ClassVar[tuple[str, ...]] = ()  # scalars among what is kept for the metrics of a run; -1: not measured yet
 
     def init(self, params: Params) -> Tree:
         return {}
@@ -218,7 +218,7 @@ class Algorithm:
     steps: Count | None = None
     """Minibatch steps per pass instead of whole passes."""
 
-    traces: ClassVar[tuple[str, ...]] = ()  # scalars of the private state that belong into the metrics of a run
+    traces: ClassVar[tuple[str, ...]] = ()  # scalars of the private state for the metrics; -1: not measured yet
 
     @property
     def passes(self) -> int:

@@ -154,7 +154,7 @@ def report(
     if as_json:
         say({**summary(folder), "report": str(path)})
     else:
-        out.print(summary_table(folder))
+        out.print(folded(summary_table(folder)))
         out.print(f"report: {path}", soft_wrap=True)
 
 
@@ -262,7 +262,7 @@ def conclude(folder: Path, finished: bool, with_report: bool, as_json: bool) -> 
     if as_json:
         say({**summary(folder), "folder": str(folder), "report": None if path is None else str(path)})
         return
-    out.print(summary_table(folder))
+    out.print(folded(summary_table(folder)))
     out.print(f"folder: {folder}" + (f"\nreport: {path}" if path else ""), soft_wrap=True, markup=False)
 
 
@@ -286,6 +286,13 @@ def stopped(folder: Path) -> NoReturn:
 def say(value: Any) -> None:
     """JSON for a program: the only thing on the standard output."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def folded(table: Table) -> Table:
+    """The same table, broken into more lines rather than cut off where a terminal is narrow."""
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
 
 
 def listing(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:

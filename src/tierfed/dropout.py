@@ -42,7 +42,7 @@ _WHOLE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 def replace_dropout(module: nn.Module) -> tuple[str, ...]:
     """Puts a CounterDropout in the place of every dropout layer; the names of their seeds, for functional calls."""
     seeds: list[str] = []
-    for name, child in list(module.named_modules()):
+    for name, child in list(module.named_modules(remove_duplicate=False)):
         if isinstance(child, (nn.Dropout, *_WHOLE)):
             owner = module.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], CounterDropout(child.p, len(seeds), isinstance(child, _WHOLE)))

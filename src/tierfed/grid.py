@@ -156,6 +156,15 @@ def _begin(queue: "Queue[Progress]", stop: Event) -> None:
     # Ctrl-C reaches all processes of a terminal; the parent alone decides, and asks the workers to stop after a round
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _Parent.queue, _Parent.stop = queue, stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would train on unseen, or wait for work for ever; its commits are safe."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _worker(config: Config) -> bool:

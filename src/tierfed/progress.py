@@ -51,7 +51,7 @@ def watching(console: Console, quiet: bool = False) -> Iterator[Watcher | None]:
 
 def _bars(console: Console) -> Bars:
     return Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -13,10 +13,11 @@ from tierfed.engine.evaluate import models
 from tierfed.metrics import MODELS, Kind, Row, gain, higher_is_better, main_metric, per_sample_scores, summarize
 from tierfed.setup import World
 from tierfed.task import Task
-from tierfed.tree import Params
+from tierfed.tree import Params, Tree
 
 Scores = dict[str, npt.NDArray[np.float64]]  # metric -> [N]; NaN: no such model or no test data
 _ROWS_AT_ONCE = 8192
+NOT_MEASURED = -1.0  # of a trace, see `Tier.traces`
 
 
 def kind(world: World) -> Kind:
@@ -50,15 +51,19 @@ def trace_rows(world: World, engine: Engine, round_: int, log: RoundLog) -> list
     rows = []
     for i in sorted({int(i) for v in log.visits for i in v.devices}):
         own, name = engine.own(i), world.federation.devices[i]
-        rows += [Row(round_, "device", name, "", "", t, float(own[t])) for t in engine.algorithm.traces]
+        rows += _traces(round_, "device", name, own, engine.algorithm.traces)
     for depth, tier in enumerate(engine.tiers):
         nodes = sorted({int(i) for b in log.bursts if b.depth == depth for i in b.parents})
         for node in nodes if tier.traces else ():
             kept = engine.kept(depth, node)
             name = "cloud" if depth == 0 else node_name(world, depth, node)
-            seen = [t for t in tier.traces if t in kept]
-            rows += [Row(round_, world.topology.levels[depth], name, "", "", t, float(kept[t])) for t in seen]
+            rows += _traces(round_, world.topology.levels[depth], name, kept, tier.traces)
     return rows
+
+
+def _traces(round_: int, tier: str, node: str, state: Tree, names: tuple[str, ...]) -> list[Row]:
+    values = {t: float(state[t]) for t in names if t in state}
+    return [Row(round_, tier, node, "", "", t, v) for t, v in values.items() if v != NOT_MEASURED]
 
 
 def node_name(world: World, depth: int, node: int) -> str:
@@ -138,12 +143,14 @@ def score_rows(
     rows, samples, main = [], world.federation.sizes("test"), main_metric(kind(world))
     for model, scores in found.items():
         for metric, values in scores.items():
-            for name, value in zip(world.federation.devices, values.tolist(), strict=True):
-                if not np.isnan(value) or metric == "loss":
+            for name, value, n in zip(world.federation.devices, values.tolist(), samples, strict=True):
+                if n:
                     rows.append(Row(round_, "device", name, model, "test", metric, value))
-            statistics = summarize(values, samples, higher_is_better=higher_is_better(metric))
+            higher = higher_is_better(metric)
+            statistics = summarize(values, samples, higher_is_better=higher)
+            statistics["worst_device"] = summarize(values, samples, 0.0, higher)["worst"]
             if baseline is not None and metric == main:
-                better = gain(values, baseline, higher_is_better(metric))
+                better = gain(values, baseline, higher)
                 statistics["gain"] = float(np.nanmean(better))
             rows += [Row(round_, "cloud", "cloud", model, "test", f"{metric}/{k}", v) for k, v in statistics.items()]
     return rows

@@ -252,6 +252,8 @@ def _locked(path: Path) -> IO[bytes]:
             f"another process is at work on the run in {path.parent}; wait for its end, or stop it, then go on with "
             "`tierfed resume`"
         ) from None
+    except OSError:  # a file system without locks
+        pass
     return file
 
 

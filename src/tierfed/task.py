@@ -98,8 +98,22 @@ class Task:
         self.trainable = [k for k, p in self.module.named_parameters() if p.requires_grad]
         self.constants = [k for k, p in self.module.named_parameters() if not p.requires_grad]
         self.layers = list(dict.fromkeys(k.rpartition(".")[0] for k in self.trainable))
+        self._steers = self._norms_follow()
         self._eval = copy.deepcopy(self.module).eval()
         self._modes: dict[tuple[str, ...], nn.Module] = {}
+
+    def _norms_follow(self) -> dict[str, set[str]]:
+        """The trainable keys that put a batch norm into training mode: its own, else those of the layer before."""
+        own: dict[str, set[str]] = {}
+        for key in self.trainable:
+            own.setdefault(key.rpartition(".")[0], set()).add(key)
+        before: set[str] = set()
+        out = {}
+        for name, _ in self.module.named_modules():
+            before = own.get(name, before)
+            if name in self.norms:
+                out[name] = before
+        return out
 
     @property
     def keys(self) -> list[str]:
@@ -134,9 +148,8 @@ class Task:
         return torch.where(held.live, each, 0.0).sum() / held.live.sum().clamp(min=1)
 
     def _mode(self, keys: Collection[str]) -> nn.Module:
-        """The module in training mode; batch norms none of whose parameters train are in evaluation mode (frozen)."""
-        known = set(self.trainable)
-        frozen = tuple(n for n, e in self.norms.items() if e["y"] in known and not {e["y"], e["b"]} & set(keys))
+        """The module in training mode; batch norms that do not train, nor the layer before, are in evaluation mode."""
+        frozen = tuple(n for n, steers in self._steers.items() if steers and not steers & set(keys))
         if frozen not in self._modes:
             self._modes[frozen] = copy.deepcopy(self.module)
             for name in frozen:
@@ -206,12 +219,18 @@ class Task:
                 first, _, _ = self.grad(self.init(), batch)
                 torch.rand(1)
                 second, _, _ = self.grad(self.init(), batch)
+                each = self.loss(self.outputs(self.init(), x), y)
         except (RuntimeError, ValueError, TypeError, IndexError) as err:
             reason: Any = str(err).splitlines()[0]
             raise InputError(
                 f"a training step on a batch with x {list(x.shape)} and y {list(y.shape)} fails: {reason}; "
                 "check that model, loss and labels fit together"
             ) from None
+        if each.shape != (len(x),):
+            raise InputError(
+                f"the loss of a batch of {len(x)} samples has the shape {list(each.shape)}; wanted one loss per "
+                f"sample, [{len(x)}]: no mean or sum over the batch (reduction='none')"
+            )
         if any(not torch.equal(first[k], second[k]) for k in first):
             raise InputError(
                 "two forward passes on one batch differ: the model draws random numbers itself; use nn.Dropout layers, "

@@ -107,13 +107,20 @@ def flatten(tree: Tree, prefix: str = "") -> Params:
 
 
 def unflatten(flat: Mapping[str, Tensor]) -> Tree:
-    """The inverse of `flatten`."""
+    """The inverse of `flatten`.
+
+    :raises ValueError: one path leads through the tensor at another
+    """
     out: Tree = {}
     for path, value in flat.items():
         *parents, last = path.split(SEPARATOR)
         node = out
         for part in parents:
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"the path {path!r} leads through a tensor")
+        if last in node:
+            raise ValueError(f"the path {path!r} is a tensor and a branch")
         if last:
             node[last] = value
     return out

@@ -1,5 +1,7 @@
 """Messages as bytes: safetensors frames, and how many bytes of payload a message has. Never pickle."""
 
+import json
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,20 +14,25 @@ from tierfed.tree import Tree, flatten, leaves, unflatten
 
 
 def encode(message: Tree) -> bytes:
-    """A tree as one safetensors frame, on the CPU."""
-    return save_frame({k: v.detach().cpu().contiguous().clone() for k, v in flatten(message).items()})
+    """A tree as one safetensors frame, on the CPU. Its metadata remember the order of the keys."""
+    flat = {k: v.detach().cpu().contiguous().clone() for k, v in flatten(message).items()}
+    return save_frame(flat, {"order": json.dumps(list(flat))})
 
 
 def decode(frame: bytes, device: torch.device | str = "cpu") -> Tree:
     """The inverse of `encode`.
 
-    :raises InputError: the bytes are no safetensors frame
+    :raises InputError: the bytes are no safetensors frame, or not of a tree
     """
     try:
         flat = load_frame(frame)
-    except SafetensorError as err:
-        raise InputError(f"got {len(frame)} bytes that are no safetensors frame ({err})") from None
-    return unflatten(flat if str(device) == "cpu" else {k: v.to(device) for k, v in flat.items()})
+        header = json.loads(frame[8 : 8 + int.from_bytes(frame[:8], "little")])
+        order = json.loads(header.get("__metadata__", {}).get("order", "null")) or sorted(flat)
+        if sorted(order) != sorted(flat):
+            raise ValueError("its metadata name other tensors than it holds")
+        return unflatten({k: flat[k].to(device) for k in order})
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as err:
+        raise InputError(f"got {len(frame)} bytes that are no safetensors frame of a tree ({err})") from None
 
 
 def payload_bytes(messages: Tree, n: int) -> npt.NDArray[np.int64]:

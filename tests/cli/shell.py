@@ -166,5 +166,5 @@ def kill(child: "subprocess.Popen[str]", after_seconds: float = 0.0) -> None:
     """kill -9."""
     time.sleep(after_seconds)
     child.send_signal(signal.SIGKILL)
-    child.communicate()
+    child.communicate(timeout=30)
     assert child.returncode == -signal.SIGKILL

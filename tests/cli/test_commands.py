@@ -1,7 +1,9 @@
 """What every command does when nothing is wrong: files, tables, JSON, plain lines in a pipe."""
 
+import itertools
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,14 @@ def test_show(shell: Shell) -> None:
     assert "fedavg-s0" in text
     assert "local-s0" in text
     assert "plot: plot.html" in text
+
+
+def test_show_needs_no_plotly_but_a_plot_does(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("plotly", "plotly.offline"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "8 devices" in shell.good("show", "toy.toml")
+    message = shell.bad("show", "toy.toml", "--plot", "plot.html")
+    assert "is not installed; pip install 'tierfed[report]'" in message
 
 
 def test_algorithms_and_datasets(shell: Shell) -> None:
@@ -319,7 +329,7 @@ def test_trees(shell: Shell, settings: tuple[str, ...], tree: str) -> None:
     assert found["rounds"] == 2
     links = set(pq.read_table(shell.folder / "r" / "metrics.parquet").filter(_links())["node"].to_pylist())
     levels = [part.split()[1] for part in tree.split(" - ")]
-    assert links == {f"{a}-{b}" for a, b in zip(levels, levels[1:], strict=False)}
+    assert links == {f"{a}-{b}" for a, b in itertools.pairwise(levels)}
 
 
 def _links() -> Any:

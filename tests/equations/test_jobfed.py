@@ -263,7 +263,10 @@ D, P, NP = 200_010, 800, 199_210  # floats of the EPFLU network with its statist
 def test_T16_floats_per_link_of_the_epflu_network(
     changes: dict[str, Any], up: int, cloud_down: int, fog_down: int, team_rounds: int
 ) -> None:
-    """Up: the model and two losses, at the fog as one mean; down: NP, and what a scope or the cloud's judge adds."""
+    """Up: the model and two losses, at the fog as one mean with the share that measured them.
+
+    Down: NP, and what a scope or the cloud's judge adds.
+    """
     net = build_model("epflu_mlp", (784,), 10, {}, 0)
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(12, 784))).float()
@@ -278,7 +281,7 @@ def test_T16_floats_per_link_of_the_epflu_network(
     engine = make_engine("vectorized", JobFed(**changes), task, plan, settings, natural=[0, 1, 1])
     assert engine.step().link_bytes() == {
         (0, "down"): 4 * 2 * cloud_down,
-        (0, "up"): 4 * 2 * up,
+        (0, "up"): 4 * 2 * (up + 1),
         (1, "down"): 4 * 3 * fog_down * team_rounds,
         (1, "up"): 4 * 3 * up * team_rounds,
     }

@@ -312,13 +312,16 @@ def test_missing_libraries_name_the_extra(run, monkeypatch):
 
 def test_report_of_a_grid(grid):
     write_report(grid / "jobfed-s0")
-    got = page(write_report(grid))
+    got = page(write_report(grid, grid / "alone.html"))
     assert got.loads == []
     for words in ("4 algorithms on digits", "8 runs", "seeds 0, 1", "Balance of global and personal models"):
         assert words in got.text
-    text = (grid / "report.html").read_text(encoding="utf-8")
+    text = (grid / "alone.html").read_text(encoding="utf-8")
     assert '<a href="jobfed-s0/report.html">jobfed-s0</a>' in text
     assert '<a href="ditto-s0' not in text
+    write_report(grid)
+    assert '<a href="ditto-s0/report.html">ditto-s0</a>' in (grid / "report.html").read_text(encoding="utf-8")
+    assert (grid / "ditto-s0" / "report.html").is_file()
     # alpha is shown inside the closed part of each jobfed run, and of no other
     assert re.findall(r'<details class="card"><summary>([^<]+)', text) == ["jobfed-s0", "jobfed-s1"]
 

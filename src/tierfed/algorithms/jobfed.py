@@ -74,16 +74,15 @@ class JobFed(Algorithm):
 
         def tier(kind: type[Fog], holds_alpha: bool, **more: Any) -> Fog:
             down = None if self.global_loss == "device_full" else self.np_keys(task)
-            controller = part(Controller, self) if holds_alpha else None
-            return kind(down=down, alpha=self.alpha, controller=controller, **more)
+            more |= {"alpha": self.alpha, "controller": part(Controller, self)} if holds_alpha else {}
+            return kind(down=down, full=self.p_model == "full", **more)
 
         keys = {"bn": task.norm_keys("yb"), "full": task.keys, "np": self.np_keys(task)}[self.direction]
         watch = {"keys": tuple(keys), "from_sent": self.direction == "np"} if self.recluster_every else {}
         judge = task if self.global_loss == "server_val" else None
-        team = self.alpha_scope == "team"
-        cloud_holds = self.alpha_scope == "global" or (team and len(shape) == 2)
-        cloud = tier(Cloud, cloud_holds, stopping=part(Stopping, self), judge=judge)
-        lowest = tier(WatchingFog if watch else Fog, team, **watch)
+        at_cloud = self.alpha_scope == "global" or (self.alpha_scope == "team" and len(shape) == 2)
+        cloud = tier(Cloud, at_cloud, stopping=part(Stopping, self), judge=judge)
+        lowest = tier(WatchingFog if watch else Fog, self.alpha_scope == "team", **watch)
         return (cloud, *(tier(Fog, False) for _ in shape[3:]), lowest)[: len(shape) - 1]
 
     def init(self, task: Task, params: Params) -> Tree:

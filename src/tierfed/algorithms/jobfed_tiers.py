@@ -10,19 +10,27 @@ from torch import Tensor
 
 from tierfed.algorithm import Average, Info
 from tierfed.algorithms.jobfed_controller import Controller
-from tierfed.stopping import Stopping
+from tierfed.stopping import EPS, Stopping
 from tierfed.task import Task
-from tierfed.tree import Params, Tree, mix, scalar, take, vector
+from tierfed.tree import Params, Tree, mix, scalar, take, vector, where
+
+
+def losses(up: Tree) -> tuple[Tensor, Tensor, Tensor]:
+    """J_g [], J_l [] of a mean over replies, and the share of the replies that measured them (a device always does)."""
+    judged = up.get("judged", torch.ones_like(up["jg"]))
+    return up["jg"] / judged.clamp(min=EPS), up["jl"] / judged.clamp(min=EPS), judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fog(Average):
-    """Averages NP, P and the losses of a reply; sends NP and what it was told ("say"). With a controller: alpha is
-    its own.
+    """Averages NP, P and the losses of a reply; sends NP and what it was told ("say").
+
+    With a controller alpha is its own. A fog that heard nobody has measured nothing: judged = 0.
     """
 
     controller: Controller | None = None
     alpha: float = 0.5
+    full: bool = False  # the P-model is the whole personal network
     traces: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def init(self, params: Params) -> Tree:
@@ -32,22 +40,26 @@ class Fog(Average):
         return {"params": params, "alpha": scalar(self.alpha, params), "alpha_jg": none, "alpha_jl": none}
 
     def enter(self, kept: Tree, msg: Tree) -> Tree:
-        return {**kept, "params": {**kept["params"], **msg["params"]}, "say": msg.get("say", {})}
+        zero = scalar(0.0, kept["params"])
+        losses = {"jg": zero, "jl": zero, "judged": zero}
+        return {**kept, **losses, "params": {**kept["params"], **msg["params"]}, "say": msg.get("say", {})}
 
     def send(self, state: Tree, slot: Tensor) -> Tree:
         say = {**state.get("say", {}), **({"alpha": state["alpha"]} if self.controller else {})}
         return {**super().send(state, slot), **({"say": say} if say else {})}
 
     def absorb(self, state: Tree, up: Tree, info: Info) -> Tree:
-        new = {**state, **up, "params": mix(state["params"], up["params"], info.share)}
+        jg, jl, judged = losses(up)
+        new = {**state, **up, "params": mix(state["params"], up["params"], info.share), "judged": judged}
         if self.controller is not None:
-            jg, jl = up["jg"], up["jl"]
-            new["alpha"] = self.controller(state["alpha"], jg, jl, state["alpha_jg"], state["alpha_jl"])
-            new |= {"alpha_jg": jg, "alpha_jl": jl}
+            alpha = self.controller(state["alpha"], jg, jl, state["alpha_jg"], state["alpha_jl"])
+            held = {"alpha": alpha, "alpha_jg": jg, "alpha_jl": jl}
+            new |= where(judged > 0, held, take(state, held))
         return new
 
     def report(self, state: Tree) -> Tree:
-        return take(state, [k for k in ("params", "jg", "jl", "personal") if k in state])
+        whole = {"personal": state.get("personal", state["params"])} if self.full else {}
+        return {**take(state, ("params", "jg", "jl", "judged")), **whole}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +93,14 @@ class Cloud(Fog):
         return {**super().init(params), **self.stopping.init(params)}
 
     def send(self, state: Tree, slot: Tensor) -> Tree:
-        if self.judge is None:
+        if self.judge is None or self.judge.public is None:
             return super().send(state, slot)
-        return super().send({**state, "say": {"jg": self._measured(state["params"])}}, slot)
-
-    def _measured(self, params: Params) -> Tensor:
-        task = self.judge
-        if task is None or task.public is None:
-            raise ValueError("the cloud has no validation data to judge with")
-        return task.measure(params, task.public)
+        return super().send({**state, "say": {"jg": self.judge.measure(state["params"], self.judge.public)}}, slot)
 
     def absorb(self, state: Tree, up: Tree, info: Info) -> Tree:
-        return {**super().absorb(state, up, info), **self.stopping.update(state, up["jg"], up["jl"])}
+        jg, jl, judged = losses(up)
+        new = self.stopping.update(state, jg, jl)
+        return {**super().absorb(state, up, info), **where(judged > 0, new, take(state, new))}
 
     def stop(self, kept: Tree) -> str:
         return self.stopping.reason(kept)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tierfed.errors import InputError
 from tierfed.metrics import write_atomic
+from tierfed.report.grid import GridFolder
 from tierfed.report.tables import read, summary, summary_table
 
 __all__ = ["summary", "summary_table", "write_report"]
@@ -12,7 +13,7 @@ __all__ = ["summary", "summary_table", "write_report"]
 def write_report(folder: Path, out: Path | None = None) -> Path:
     """Write the report of a run folder or a grid folder as one HTML file that works offline.
 
-    :param out: where to; `report.html` in the folder by default
+    :param out: where to; by default `report.html` in the folder, for a grid also in the folder of each of its runs
     :return: the path of the written file
     :raises InputError: the folder is neither a run nor a grid, it is damaged, or the libraries of reports are missing
     """
@@ -26,6 +27,10 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         raise InputError(
             f"got a request for a report, but {err.name} is not installed; pip install 'tierfed[report]'"
         ) from None
+    if out is None and isinstance(found, GridFolder):
+        for member in found.members:
+            page = member.run.path / "report.html"
+            write_atomic(page, render(member.run, page))
     path = folder / "report.html" if out is None else out
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"{path} cannot be written, wanted a file name in an existing folder; choose another --out")
