@@ -12,7 +12,7 @@ TINY = 1e-12  # a direction shorter than this points nowhere
 def recluster(
     directions: Floats, teams: Ids, groups: int, method: str = "average_linkage", min_size: int = 1, seed: int = 0
 ) -> Ids:
-    """New teams [n] of n devices, clustered by the cosine of their directions [n, d] (JobFed, ALGORITHMS 1.6).
+    """New teams [n] of n devices, clustered by the cosine of their directions [n, d] (JobFed).
 
     Devices without a direction keep their team, as do all when there are too few with one. New clusters take the
     names of the teams that they share most devices with (Hungarian matching); a team below `min_size` gets the

@@ -1,6 +1,4 @@
-"""When to stop a run by the losses of the global and the personal models (JobFed, appendix, Eq. 5-7; ALGORITHMS
-1.7).
-"""
+"""When to stop a run by the losses of the global and the personal models (JobFed, appendix, Eq. 5-7)."""
 
 from dataclasses import dataclass
 
