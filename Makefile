@@ -33,7 +33,7 @@ bench: install  ## seconds per round against a bare loop in the same run
 	$(BIN)/python benchmarks/rounds.py
 
 docs: install  ## the site, into site/
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -10,7 +10,14 @@ from tierfed.algorithm import Algorithm
 from tierfed.algorithms import REGISTRY, make
 from tierfed.task import Task
 
-QUICK: dict[str, dict[str, Any]] = {"finetune": {"tune_epochs": 1}}
+QUICK: dict[str, dict[str, Any]] = {
+    "finetune": {"tune_epochs": 1},
+    "permfl": {"steps": 2},
+    "pfedme": {"inner": 2},
+    "fedrep": {"head_epochs": 1},
+    "l2gd": {"steps": 3},
+    "al2gd": {"steps": 3},
+}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fedavg, two epochs": ("fedavg", {"epochs": 2, "server_lr": 0.5}),
@@ -21,6 +28,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mtfl, statistics": ("mtfl", {"private": "us"}),
     "finetune, bias": ("finetune", {"tune": "bias", "tune_epochs": 1}),
     "finetune, head": ("finetune", {"tune": "head", "tune_epochs": 1}),
+    "pfedla, relu": ("pfedla", {"head": "relu_norm", "first": "self", "server_at": "fog", "lr_hn": 0.5, "hidden": 1}),
+    "heurpfedla, top": ("heurpfedla", {"top_m": 4, "lr_hn": 0.5, "hidden": 0, "server_at": "fog"}),
+    "fedfomo, fog": ("fedfomo", {"models": 2, "explore": 0.0, "server_at": "fog"}),
+    "permfl, as published": ("permfl", {"steps": 2, "code_compat_lambda": True}),
+    "permfl, split": ("permfl", {"steps": None, "lambda_team": 1.0, "eta": 0.3}),
+    "ditto, longer": ("ditto", {"personal_epochs": 2}),
+    "apfl, batch": ("apfl", {"adapt": "batch", "alpha_lr": 0.5}),
+    "per-fedavg, hf": ("per-fedavg", {"order": "hf", "delta": 0.1, "adapt_steps": 3}),
+    "per-fedavg, exact": ("per-fedavg", {"order": "exact"}),
+    "fedamp, own": ("fedamp", {"start": "own", "server_at": "fog", "sigma": 0.5, "alpha": 0.1}),
+    "ifca, heads": ("ifca", {"depth": 1, "clusters": 3, "first": "noise"}),
+    "cfl, splits": ("cfl", {"eps1": 1.0, "start": 1, "min_size": 1, "partition": "optimal", "server_at": "fog"}),
+    "cfl, cloud": ("cfl", {"eps1": 1.0, "start": 1, "max_clusters": 3}),
+    "pfedhn, fog": ("pfedhn", {"server_at": "fog", "lr_hn": 0.1, "hidden": 1, "clip": 0.5}),
+    "demlearn, updates": ("demlearn-p", {"similarity": "updates", "rebuild": 1, "amplify": 1.15, "amplify_rounds": 1}),
     "jobfed, team": ("jobfed", {"alpha_scope": "team", "change_share": "global"}),
     "jobfed, global": (
         "jobfed",
