@@ -22,7 +22,7 @@ from tierfed import config as configs
 from tierfed.algorithms import known
 from tierfed.config import Config
 from tierfed.data import DATASETS, heatmap
-from tierfed.errors import InputError
+from tierfed.errors import InputError, nearest
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
 from tierfed.loop import default_folder, refuse_existing
 from tierfed.loop import resume as resume_run
@@ -31,6 +31,8 @@ from tierfed.preview import preview
 from tierfed.progress import watching
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.holdings import write_holdings
+from tierfed.reproduce import STUDIES, Options, as_dict, reproduce, result_table, scale_text, write_page
+from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
 from tierfed.setup import prepare
 
@@ -213,6 +215,60 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     listing("Data sets", rows, as_json)
 
 
+@app.command("reproduce")
+def reproduce_table(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A study; without one they are listed.")] = None,
+    scale: Annotated[float, typer.Option(help="Share of the rounds: 0.1 trains a tenth of them.")] = 1.0,
+    seeds: Seeds = None,
+    data_dir: DataDir = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where the runs are; runs/NAME by default.")] = None,
+    methods: Annotated[str | None, typer.Option(metavar="A,B", help="Only these of the study.")] = None,
+    accuracy: Annotated[bool, typer.Option("--accuracy", help="Also what is costly to train.")] = False,
+    write_docs: Annotated[bool, typer.Option("--write-docs", help="Also docs/reproduction/NAME.md.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a published table again: paper, ours, difference. Run anew, the command goes on where it was stopped."""
+    if name is None:
+        rows = [{"name": s.name, "paper": s.paper, "compared": s.compared} for s in STUDIES.values()]
+        listing("Studies", rows, as_json)
+        return
+    if name not in STUDIES:
+        raise InputError(f"no study {name!r}; {nearest(name, STUDIES)}")
+    folder = out_dir or Path("runs") / name
+    options = Options(
+        scale=scale,
+        seeds=(0,) if seeds is None else numbers(seeds),
+        data_dir=data_dir,
+        methods=tuple(m.strip() for m in methods.split(",")) if methods else (),
+        accuracy=accuracy,
+    )
+    again = f"the same command goes on, with the runs in {folder}"
+    try:
+        with watching(out, quiet=as_json) as watch:
+            outcome = reproduce(STUDIES[name], folder, options, watch)
+    except KeyboardInterrupt:
+        stopped(folder, again)
+    if not outcome.finished:
+        stopped(folder, again)
+    pages = [folder / f"{name}.md", *([Path("docs/reproduction") / f"{name}.md"] if write_docs else [])]
+    with on_disk(folder):
+        written = [str(write_page(outcome, page)) for page in pages]
+    if as_json:
+        say({**as_dict(outcome), "command": to_repeat(outcome), "pages": written})
+        return
+    out.print(result_table(outcome))
+    for text in filter(None, (scale_text(outcome), *(f"page: {page}" for page in written))):
+        out.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def numbers(seeds: str) -> tuple[int, ...]:
+    """:raises InputError: the value of --seeds is no list of whole numbers"""
+    try:
+        return tuple(int(s) for s in seeds.split(","))
+    except ValueError:
+        raise InputError(f"--seeds {seeds!r}: wanted whole numbers, for example --seeds 0,1,2") from None
+
+
 def load(
     source: str,
     sets: list[str],
@@ -235,12 +291,9 @@ def load(
     elif any(s.startswith("algorithm.name") for s in sets):
         grid["algorithms"] = []
     if seeds is not None:
-        try:
-            numbers = [int(s) for s in seeds.split(",")]
-        except ValueError:
-            raise InputError(f"--seeds {seeds!r}: wanted whole numbers, for example --seeds 0,1,2") from None
-        grid["seeds"] = numbers if len(numbers) > 1 else []
-        tables["run"]["seed"] = numbers[0]
+        several = list(numbers(seeds))
+        grid["seeds"] = several if len(several) > 1 else []
+        tables["run"]["seed"] = several[0]
     if data_dir is not None:
         tables["data"]["dir"] = data_dir
     if out_dir is not None:
@@ -275,10 +328,11 @@ def stoppable(folder: Path) -> Iterator[None]:
         stopped(folder)
 
 
-def stopped(folder: Path) -> NoReturn:
+def stopped(folder: Path, hint: str = "") -> NoReturn:
     """What is said after Ctrl-C."""
-    begun = (folder / "config.toml").exists()
-    hint = f"go on with: tierfed resume {shlex.quote(str(folder))}" if begun else "nothing was written"
+    if not hint:
+        begun = (folder / "config.toml").exists()
+        hint = f"go on with: tierfed resume {shlex.quote(str(folder))}" if begun else "nothing was written"
     err.print(f"stopped; {hint}", soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(130)
 

@@ -1,0 +1,26 @@
+"""Published tables run again: `STUDIES` by name, and the command that runs one."""
+
+from tierfed.reproduce import jobfed_partitions, permfl_table1, permfl_teams, pfedla_table3
+from tierfed.reproduce.page import as_dict, command, result_table, scale_text, write_page
+from tierfed.reproduce.runner import Options, Outcome, reproduce
+from tierfed.reproduce.study import Case, Line, Study
+
+__all__ = [
+    "STUDIES",
+    "Case",
+    "Line",
+    "Options",
+    "Outcome",
+    "Study",
+    "as_dict",
+    "command",
+    "reproduce",
+    "result_table",
+    "scale_text",
+    "write_page",
+]
+
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (pfedla_table3.STUDY, permfl_table1.STUDY, permfl_teams.STUDY, jobfed_partitions.STUDY)
+}

@@ -1,0 +1,195 @@
+"""A study's outcome as a table for the terminal, as a page in Markdown, and as plain values for JSON."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from rich.table import Table
+from rich.text import Text
+
+from tierfed.metrics import write_atomic
+from tierfed.report.words import MINUS, NONE, duration
+from tierfed.reproduce.runner import Entry, Outcome
+from tierfed.reproduce.study import Study, Tables
+
+BY_HAND = "## Reading the differences"
+HEADERS = ("data", "method", "quantity", "paper", "ours", "difference", "remark")
+
+
+def scale_text(outcome: Outcome) -> str:
+    """How far the runs went, in one sentence; empty where nothing was trained."""
+    pairs = sorted(set(outcome.rounds.values()))
+    if not pairs:
+        return ""
+    if not outcome.scaled:
+        return "All rounds of the paper's setting were trained."
+    said = ", ".join(f"{trained} of {full}" for trained, full in pairs)
+    return (
+        f"SCALED DOWN: {said} rounds (--scale {outcome.options.scale:g}). This is not the paper's setting, and the "
+        "differences are not those of the methods alone."
+    )
+
+
+def cells(entry: Entry) -> tuple[str, ...]:
+    """The texts of one row, under `HEADERS`."""
+    line = entry.line
+    paper = NONE if line.paper is None else _number(line.paper, line.std)
+    ours = NONE if entry.ours is None else _number(round(entry.ours, 2), entry.std)
+    difference = NONE if entry.difference is None else f"{round(entry.difference, 2) + 0.0:+.2f}".replace("-", MINUS)
+    return (line.data, line.method, line.quantity, paper, ours, difference, entry.missing)
+
+
+def result_table(outcome: Outcome) -> Table:
+    """Paper, ours, difference, for the terminal."""
+    title = f"{outcome.study.name}: {outcome.study.unit}"
+    table = Table(title=Text(title), title_justify="left")
+    for name in HEADERS:
+        table.add_column(name, justify="right" if name in ("paper", "ours", "difference") else "left", overflow="fold")
+    for entry in outcome.entries:
+        table.add_row(*map(Text, cells(entry)))
+    return table
+
+
+def as_dict(outcome: Outcome) -> dict[str, Any]:
+    """The same as plain values; what is not known is None."""
+    study, options = outcome.study, outcome.options
+    rows = [
+        {
+            "data": e.line.data,
+            "method": e.line.method,
+            "quantity": e.line.quantity,
+            "algorithm": e.line.algorithm,
+            "paper": e.line.paper,
+            "paper_std": e.line.std,
+            "paper_source": e.line.source or None,
+            "ours": e.ours,
+            "std": e.std,
+            "values": list(e.values),
+            "difference": e.difference,
+            "missing": e.missing or None,
+        }
+        for e in outcome.entries
+    ]
+    return {
+        "study": study.name,
+        "paper": study.paper,
+        "unit": study.unit,
+        "scale": options.scale,
+        "scaled": outcome.scaled,
+        "seeds": list(options.seeds),
+        "rows": rows,
+        "rounds": {name: list(pair) for name, pair in outcome.rounds.items()},
+        "seconds": outcome.seconds,
+    }
+
+
+def markdown(outcome: Outcome) -> str:
+    """The page of a study: setting, table, what is different, wall time, how to repeat it."""
+    study, options = outcome.study, outcome.options
+    seeds = ", ".join(map(str, options.seeds))
+    sources = sorted({e.line.source for e in outcome.entries if e.line.source})
+    said = f"**{text}**" if outcome.scaled and (text := scale_text(outcome)) else scale_text(outcome)
+    parts = [
+        f"# {study.name}",
+        study.compared,
+        f"Paper: {study.paper}.",
+        *(f"Published numbers: {s}." for s in sources),
+        *([said] if said else []),
+        "## Numbers",
+        f"{study.unit}; seed {seeds}"
+        + (", mean and standard deviation over seeds" if len(options.seeds) > 1 else "")
+        + ". Difference: ours minus the paper's.",
+        _grid(HEADERS, [cells(e) for e in outcome.entries]),
+        "## What the paper leaves open, and what is different",
+        "\n".join(f"- {note}" for note in study.notes),
+        *_setting(study),
+        "## Wall time",
+        _wall(outcome),
+        "## To repeat it",
+        f"```sh\n{command(outcome)}\n```",
+        "The command goes on where it was stopped; `--data-dir` says where the data sets are, `--out` where the runs "
+        "shall be. Without `--scale` it trains all rounds, a run that has fewer then goes on.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def command(outcome: Outcome) -> str:
+    """The line that repeats a study."""
+    o = outcome.options
+    options = [
+        *([f"--scale {o.scale:g}"] if o.scale != 1 else []),
+        *([f"--seeds {','.join(map(str, o.seeds))}"] if o.seeds != (0,) else []),
+        *([f"--methods {','.join(o.methods)}"] if o.methods else []),
+        *(["--accuracy"] if o.accuracy else []),
+    ]
+    return " ".join(["tierfed reproduce", outcome.study.name, *options])
+
+
+def write_page(outcome: Outcome, path: Path) -> Path:
+    """Writes the page whole or not at all; a last part "Reading the differences", written by hand, is kept.
+
+    :raises OSError: it cannot be written
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_text("utf-8") if path.exists() else ""
+    _, found, by_hand = before.partition(f"\n{BY_HAND}\n")
+    write_atomic(path, markdown(outcome) + (f"\n{BY_HAND}\n{by_hand}" if found else ""))
+    return path
+
+
+def _number(value: float, std: float | None) -> str:
+    digits = max(2, len(f"{value:.10g}".partition(".")[2]))
+    return f"{value:.{digits}f}" + ("" if std is None else f" ± {std:.3g}")
+
+
+def _grid(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def row(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(t.replace("|", "\\|") for t in texts) + " |"
+
+    return "\n".join([row(headers), "|" + "---|" * len(headers), *map(row, rows)])
+
+
+def _setting(study: Study) -> list[str]:
+    """The configs: what all have in common, and what each has beside it."""
+    if not study.cases:
+        return []
+    common: Tables = {k: v for k, v in study.cases[0].tables.items() if k != "algorithm"}  # belongs to each run
+    for case in study.cases[1:]:
+        common = _shared(common, case.tables)
+    rows = [(f"`{c.key}`", "; ".join(f"`{t}`" for t in _beside(c.tables, common))) for c in study.cases]
+    return [
+        "## Setting",
+        "All runs have this config; what is not in it is the default:",
+        f"```toml\n{tomli_w.dumps(dict(common))}```",
+        "Each has beside it, and its whole config lies in its folder (`config.toml`):",
+        _grid(("run", "settings"), rows),
+    ]
+
+
+def _shared(a: Tables, b: Tables) -> dict[str, Any]:
+    both = {
+        k: _shared(v, b[k]) if isinstance(v, dict) and isinstance(b[k], dict) else v
+        for k, v in a.items()
+        if k in b and (v == b[k] or isinstance(v, dict))
+    }
+    return {k: v for k, v in both.items() if v != {}}
+
+
+def _beside(tables: Tables, common: Tables, path: str = "") -> list[str]:
+    out: list[str] = []
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            out += _beside(value, common.get(key, {}), f"{path}{key}.")
+        elif key not in common:
+            out.append(f"{path}{tomli_w.dumps({key: value}).strip()}")
+    return out
+
+
+def _wall(outcome: Outcome) -> str:
+    if not outcome.seconds:
+        return "Nothing was trained."
+    total = duration(sum(outcome.seconds.values()))
+    head = f"{total} in all, on a machine with {os.cpu_count()} processor cores that may have had other work."
+    return f"{head}\n\n{_grid(('run', 'time'), [(n, duration(s)) for n, s in outcome.seconds.items()])}"

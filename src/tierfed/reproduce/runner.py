@@ -1,0 +1,267 @@
+"""Runs a study: every config with every seed, each in a folder of its own. What is finished is not trained again."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tierfed.algorithms import known
+from tierfed.config import Config, from_table
+from tierfed.data import open_source
+from tierfed.errors import InputError, nearest
+from tierfed.loop import read_run, resume, run
+from tierfed.metrics import write_atomic
+from tierfed.report.load import RunFolder
+from tierfed.reproduce.study import Case, Line, Study, merged
+from tierfed.result import Watcher
+from tierfed.session import fingerprint, on_disk
+
+TIMES = "times.json"
+NOT_ASKED = "not asked for (--methods)"
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a study is run.
+
+    :param scale: share of the rounds; 1: the study's setting
+    :param methods: what shall be run, as `Case.method` calls it; none: all
+    :param accuracy: also what is costly
+    """
+
+    scale: float = 1.0
+    seeds: tuple[int, ...] = (0,)
+    data_dir: str | None = None
+    methods: tuple[str, ...] = ()
+    accuracy: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise InputError(f"--scale {self.scale:g}: wanted a share of the rounds, above 0 and at most 1")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(
+                f"--seeds {','.join(map(str, self.seeds))}: wanted different whole numbers of 0 or more, "
+                "for example --seeds 0,1,2"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A line with what was found: one value per seed, or why there is none."""
+
+    line: Line
+    values: Numbers = ()
+    missing: str = ""
+
+    @property
+    def ours(self) -> float | None:
+        """The mean over seeds."""
+        return float(np.mean(self.values)) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation over seeds; None with one."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's."""
+        return None if self.ours is None or self.line.paper is None else self.ours - self.line.paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A study as far as it went.
+
+    :param rounds: (trained, of the study's setting) of every run that is complete
+    :param seconds: of every run and count, over all calls that worked on it
+    """
+
+    study: Study
+    options: Options
+    entries: tuple[Entry, ...]
+    rounds: dict[str, tuple[int, int]]
+    seconds: dict[str, float]
+    finished: bool
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a run had fewer rounds than the study's setting."""
+        return any(trained < full for trained, full in self.rounds.values())
+
+
+def config_of(case: Case, seed: int, options: Options, folder: Path) -> Config:
+    """The config of one run of a case.
+
+    :raises InputError: the case's tables are no config
+    """
+    rounds = max(1, round(options.scale * case.tables["run"]["rounds"]))
+    own = {"run": {"seed": seed, "rounds": rounds, "out": str(folder / f"{case.key}-s{seed}")}}
+    place = {"data": {"dir": options.data_dir}} if options.data_dir else {}
+    return from_table(merged(case.tables, own, place))
+
+
+def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | None = None) -> Outcome:
+    """Runs what is unfinished of a study and reads everything that is finished.
+
+    :param folder: holds the runs, one folder each; it is made when missing
+    :raises InputError: an unknown method, a folder that holds another setting, anything that does not fit a config
+    """
+    wanted = _wanted(study, options)
+    with on_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    missing = {case.key: _reason(case, options, wanted) for case in study.cases}
+    missing |= _without_data([c for c in study.cases if not missing[c.key]], options, folder)
+    times = _Times(folder)
+    runs: dict[str, list[RunFolder]] = {}
+    rounds: dict[str, tuple[int, int]] = {}
+    finished = True
+    for case, seed in [(c, s) for c in study.cases if not missing[c.key] for s in options.seeds]:
+        name = f"{case.key}-s{seed}"
+        with times.of(name):
+            finished = carry_on(config_of(case, seed, options, folder), watch)
+        if not finished:
+            break
+        found = RunFolder.read(folder / name)
+        runs.setdefault(case.key, []).append(found)
+        rounds[name] = (found.last_round, int(case.tables["run"]["rounds"]))
+    entries = tuple(
+        _entry(line, runs, missing, wanted, times) if finished else _read(line, runs) for line in study.lines
+    )
+    shown = [*rounds, *(counted(e.line) for e in entries if e.line.count is not None and e.values)]
+    seconds = {name: times.seconds[name] for name in shown if name in times.seconds}
+    return Outcome(study=study, options=options, entries=entries, rounds=rounds, seconds=seconds, finished=finished)
+
+
+def carry_on(config: Config, watch: Watcher | None = None) -> bool:
+    """One run from where it is, begun where there is none; whether it came to its end.
+
+    :raises InputError: its folder holds another setting, or has trained more rounds than are wanted
+    """
+    path = Path(str(config.run.out))
+    if not (path / "config.toml").exists():
+        if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
+            for leftover in path.iterdir():
+                leftover.unlink()
+            path.rmdir()  # it was made, and then the process was killed
+        return not run(config, watch=watch).interrupted
+    before = read_run(path)
+    if fingerprint(before) != fingerprint(config):
+        raise InputError(
+            f"{path / 'config.toml'} is another setting than the study's (or another data directory); choose another "
+            "--out, or delete that folder"
+        )
+    same = before.run.rounds == config.run.rounds
+    if same and _complete(path):
+        return True
+    return not resume(path, rounds=None if same else config.run.rounds, watch=watch).interrupted
+
+
+def _complete(path: Path) -> bool:
+    try:
+        found = RunFolder.read(path)
+    except InputError:  # resuming writes the files anew
+        return False
+    return bool(found.events_of("done")) and found.last_round in (int(found.setting("run", "rounds")), *_stops(found))
+
+
+def _stops(found: RunFolder) -> list[int]:
+    return [int(e["round"]) for e in found.events_of("stop")]
+
+
+def _wanted(study: Study, options: Options) -> set[str]:
+    """The methods that are asked for.
+
+    :raises InputError: a study has no such method
+    """
+    names = {c.method for c in study.cases} | {line.algorithm for line in study.lines if line.count is not None}
+    for name in options.methods:
+        if name not in names:
+            raise InputError(f"--methods {name!r} is no method of {study.name}; {nearest(name, names)}")
+    return set(options.methods) or names
+
+
+def _reason(case: Case, options: Options, wanted: set[str]) -> str:
+    """Why a case is not run, whatever data there are; empty: it is."""
+    if case.algorithm not in known():
+        return _unknown(case.algorithm)
+    if case.method not in wanted:
+        return NOT_ASKED
+    return "not trained: needs --accuracy" if case.costly and not options.accuracy else ""
+
+
+def _unknown(algorithm: str) -> str:
+    return f"not available: no algorithm {algorithm!r} in this version"
+
+
+def _without_data(cases: list[Case], options: Options, folder: Path) -> dict[str, str]:
+    """The cases whose data are not to be had, with the reason."""
+    reasons: dict[str, str] = {}
+    for case in cases:
+        if case.source in reasons:
+            continue
+        try:
+            open_source(config_of(case, 0, options, folder).data)
+            reasons[case.source] = ""
+        except InputError as err:
+            reasons[case.source] = f"skipped: {err}"
+    return {c.key: reasons[c.source] for c in cases}
+
+
+def counted(line: Line) -> str:
+    """The name of a count among the wall times."""
+    return f"{line.data}, {line.method}: {line.quantity}"
+
+
+def _entry(
+    line: Line, runs: dict[str, list[RunFolder]], missing: dict[str, str], wanted: set[str], times: "_Times"
+) -> Entry:
+    if line.count is None:
+        return _read(line, runs, missing.get(line.case, ""))
+    if line.algorithm not in known():
+        return Entry(line=line, missing=_unknown(line.algorithm))
+    if line.algorithm not in wanted:
+        return Entry(line=line, missing=NOT_ASKED)
+    with times.of(counted(line), anew=True):
+        return Entry(line=line, values=(line.count(),))
+
+
+def _read(line: Line, runs: dict[str, list[RunFolder]], missing: str = "") -> Entry:
+    found = runs.get(line.case, [])
+    if line.read is None or not found:
+        return Entry(line=line, missing=missing or "not finished")
+    values = tuple(line.read(one) for one in found)
+    if not np.isfinite(values).all():
+        return Entry(line=line, missing="the method has no such model, or its scores are not finite")
+    return Entry(line=line, values=values)
+
+
+class _Times:
+    """Seconds of work by name, kept in the study's folder over several calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.seconds = folder / TIMES, dict[str, float]()
+        try:
+            self.seconds = {str(k): float(v) for k, v in json.loads(self.path.read_text("utf-8")).items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, AttributeError, TypeError) as err:
+            raise InputError(f"{self.path} cannot be read: {err}; delete it (the wall times are then lost)") from None
+
+    @contextmanager
+    def of(self, name: str, anew: bool = False) -> Iterator[None]:
+        """Adds the seconds of a block to those of a name; anew: in their place. Nothing is noted of instants."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - start
+            if anew or name not in self.seconds or spent > 0.5:
+                self.seconds[name] = spent + (0.0 if anew else self.seconds.get(name, 0.0))
+                with on_disk(self.path.parent):
+                    write_atomic(self.path, json.dumps(self.seconds, indent=1) + "\n")

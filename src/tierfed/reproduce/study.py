@@ -1,0 +1,100 @@
+"""What a study is: ordinary configs, what is read off their runs, and a paper's numbers beside it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tierfed.report.load import RunFolder
+
+Tables = Mapping[str, Any]
+TRANSCRIBED = "third-party transcription of the paper's table, not compared with the paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One config of a study; with each seed it is a run.
+
+    :param key: names its run folders, <key>-s<seed>
+    :param tables: an ordinary config; seed, data directory, folder and scaled rounds are put in by the command
+    :param label: what --methods calls it; the algorithm's name by default
+    :param costly: it is run only when asked for (--accuracy)
+    """
+
+    key: str
+    tables: Tables
+    label: str = ""
+    costly: bool = False
+
+    @property
+    def algorithm(self) -> str:
+        """Its name in the registry."""
+        return str(self.tables["algorithm"]["name"])
+
+    @property
+    def method(self) -> str:
+        """What --methods calls it."""
+        return self.label or self.algorithm
+
+    @property
+    def source(self) -> str:
+        """The name of the data set."""
+        return str(self.tables["data"]["source"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One number of a study's table: the paper's and where ours comes from.
+
+    :param data: what it was measured on; :param method: as a reader calls it; :param quantity: what was measured
+    :param algorithm: the name in the registry of what ours needs
+    :param case: key of the case whose finished runs `read` is asked about
+    :param count: ours without a run folder, of one seed (a number that no training can change)
+    :param paper: the published number, None: there is none; :param std: the published standard deviation
+    :param source: where the published number was read
+    """
+
+    data: str
+    method: str
+    quantity: str
+    algorithm: str
+    case: str = ""
+    read: Callable[[RunFolder], float] | None = None
+    count: Callable[[], float] | None = None
+    paper: float | None = None
+    std: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A table of a paper.
+
+    :param compared: what is compared, one sentence
+    :param unit: of all its numbers
+    :param notes: what the paper leaves open and how it was filled in, what differs
+    """
+
+    name: str
+    paper: str
+    compared: str
+    unit: str
+    cases: tuple[Case, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+
+def accuracy(model: str) -> Callable[[RunFolder], float]:
+    """Percent right of an evaluated model after the last round, all test samples of all devices alike; NaN: none."""
+    return lambda run: 100 * run.statistics(model).get("weighted", math.nan) if model in run.models else math.nan
+
+
+def merged(*tables: Tables) -> dict[str, Any]:
+    """Tables with those that follow on top, table by table."""
+    out: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            inner = out.get(key, {})
+            mixed = isinstance(value, Mapping) and isinstance(inner, Mapping)
+            out[key] = merged(inner, value) if mixed else value
+    return out
