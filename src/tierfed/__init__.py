@@ -7,12 +7,13 @@ trains a global model, team models and personal models; `tierfed run` does the s
 
 from importlib.metadata import PackageNotFoundError, version
 
-from tierfed.algorithm import Algorithm, Average, Batch, Data, Idle, Info, Relay, Tier
+from tierfed.algorithm import Algorithm, Average, Batch, Data, Info, Relay, Tier
 from tierfed.config import Config, load_config
 from tierfed.data import Dataset, Federation
 from tierfed.errors import InputError
 from tierfed.frames import from_table
 from tierfed.loop import Progress, Result, resume, run
+from tierfed.servers import Idle
 from tierfed.task import Task
 
 try:

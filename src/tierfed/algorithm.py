@@ -1,4 +1,4 @@
-"""The contract between algorithms and engines: Data, Info, Tier (Relay, Average, Idle), Algorithm.
+"""The contract between algorithms and engines: Data, Info, Tier (Relay, Average), Algorithm.
 
 Everything here is written for ONE device or ONE inner node of the tree, in ordinary PyTorch, as pure functions of
 trees; an engine maps it over cohorts, processes or machines. An algorithm never sees ids, cohorts, sampling, bytes or
@@ -184,25 +184,6 @@ class Average(Tier):
 
     def report(self, state: Tree) -> Tree:
         return state
-
-
-@dataclass(frozen=True, kw_only=True)
-class Idle(Tier):
-    """A cloud above independent servers: rounds tick, empty messages travel."""
-
-    def send(self, state: Tree, slot: Tensor) -> Tree:
-        return {}
-
-    def absorb(self, state: Tree, up: Tree, info: Info) -> Tree:
-        return state
-
-
-def server_at(where_: str, server: Tier, shape: tuple[int, ...]) -> tuple[Tier, ...]:
-    """A server that needs every message: at the cloud over relays, or one instance at every lowest fog under an idle
-    cloud.
-    """
-    relays = [Relay() for _ in shape[2:]]
-    return (server, *relays) if where_ == "cloud" or not relays else (Idle(), *relays[1:], server)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ cluster, or absolute. Only a cluster whose every device was heard is split, into
 from dataclasses import dataclass
 from typing import Literal
 
-from tierfed.algorithm import Algorithm, Data, Tier, server_at
+from tierfed.algorithm import Algorithm, Data, Tier
 from tierfed.algorithms.cfl_splitter import Splitter
+from tierfed.servers import server_at
 from tierfed.settings import Count, NonNegative
 from tierfed.task import Task
 from tierfed.tree import Tree

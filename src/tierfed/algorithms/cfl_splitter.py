@@ -7,8 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tierfed.algorithm import Info, Tier
+from tierfed.algorithm import Info
 from tierfed.algorithms.hypernetwork import put_rows
+from tierfed.servers import Server
 from tierfed.tree import Params, Tree, mix, row, scalar, tmap
 
 TINY = 1e-12
@@ -28,7 +29,7 @@ def bipartition(directions: npt.NDArray[np.float64], partition: str) -> npt.NDAr
 
 
 @dataclass(frozen=True, kw_only=True)
-class Splitter(Tier):
+class Splitter(Server):
     """Keeps models {key: [C, ...]} and how many are in use; a device's row: the number of its cluster."""
 
     keys: tuple[str, ...]
@@ -39,8 +40,6 @@ class Splitter(Tier):
     min_size: int
     max_clusters: int
     partition: str
-    reduce = "stack"
-    sees = "all"
     weight = "devices"
 
     def init(self, params: Params) -> Tree:
@@ -49,12 +48,6 @@ class Splitter(Tier):
 
     def child(self, params: Params, ident: int) -> Tree:
         return {"cluster": scalar(0.0, params).long()}
-
-    def enter(self, kept: Tree, msg: Tree) -> Tree:
-        return kept
-
-    def report(self, state: Tree) -> Tree:
-        return {}
 
     def send(self, state: Tree, slot: Tensor) -> Tree:
         return {"params": row(state["models"], state["rows"]["cluster"][slot])}

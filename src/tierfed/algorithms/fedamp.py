@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tierfed.algorithm import Algorithm, Data, Info, Tier, server_at
+from tierfed.algorithm import Algorithm, Data, Info, Tier
 from tierfed.algorithms.hypernetwork import put_rows
+from tierfed.servers import Server, server_at
 from tierfed.settings import NonNegative, Positive, Share
 from tierfed.task import Task
 from tierfed.tree import Params, Tree, take
@@ -24,7 +25,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(Tier):
+class Attention(Server):
     """A device's row: theta {key: ...}. Similarity is of the trainable entries `keys`."""
 
     keys: tuple[str, ...]
@@ -32,14 +33,6 @@ class Attention(Tier):
     alpha: float
     sigma: float | None
     self_weight: float | None
-    reduce = "stack"
-    sees = "all"
-
-    def enter(self, kept: Tree, msg: Tree) -> Tree:
-        return kept
-
-    def report(self, state: Tree) -> Tree:
-        return {}
 
     def child(self, params: Params, ident: int) -> Tree:
         return {"theta": params}

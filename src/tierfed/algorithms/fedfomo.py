@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tierfed.algorithm import Algorithm, Batch, Data, Info, Tier, server_at
+from tierfed.algorithm import Algorithm, Batch, Data, Info, Tier
 from tierfed.algorithms.hypernetwork import put_rows
 from tierfed.rng import generator
+from tierfed.servers import Server, server_at
 from tierfed.settings import Count, Natural, Share
 from tierfed.task import Task
 from tierfed.tree import Params, Tree, row
@@ -24,21 +25,13 @@ NEAR = 1e-5  # a model closer than this is the device's own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matchmaker(Tier):
+class Matchmaker(Server):
     """A device's row: theta {key: ...}, affinity [N] by id, chance [N + 1] drawn anew after every reply."""
 
     devices: int
     models: int
     explore: float
     seed: int
-    reduce = "stack"
-    sees = "all"
-
-    def enter(self, kept: Tree, msg: Tree) -> Tree:
-        return kept
-
-    def report(self, state: Tree) -> Tree:
-        return {}
 
     def chance(self, ident: int, round_: int, like: Tensor) -> Tensor:
         return like.new_tensor(generator(self.seed, ident, round_).random(self.devices + 1))

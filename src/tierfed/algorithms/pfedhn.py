@@ -11,8 +11,9 @@ zero, so that every device begins with the initial model. Batch norms stay on th
 from dataclasses import dataclass
 from typing import Literal
 
-from tierfed.algorithm import Algorithm, Data, Tier, server_at
+from tierfed.algorithm import Algorithm, Data, Tier
 from tierfed.algorithms.pfedhn_server import HyperNetwork
+from tierfed.servers import server_at
 from tierfed.settings import Count, Fraction, Natural, NonNegative, Positive
 from tierfed.task import Task
 from tierfed.tree import Params, Tree, take

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from tierfed.algorithm import Info, Tier
+from tierfed.algorithm import Info
 from tierfed.algorithms.hypernetwork import draw, features, first_body, put_rows
 from tierfed.rng import generator
+from tierfed.servers import Server
 from tierfed.tree import Params, Tree, add, dot, row, scale, sub, zeros
 
 
 @dataclass(frozen=True, kw_only=True)
-class HyperNetwork(Tier):
+class HyperNetwork(Server):
     """Keeps phi (body, head {key: [numel, width]}, bias {key: ...}) and its momentum; a device's row: v [D] and its
     momentum."""
 
@@ -26,7 +27,6 @@ class HyperNetwork(Tier):
     weight_decay: float
     clip: float
     seed: int
-    reduce = "stack"
     sees = "polled"
 
     def init(self, params: Params) -> Tree:
@@ -38,12 +38,6 @@ class HyperNetwork(Tier):
     def child(self, params: Params, ident: int) -> Tree:
         v = draw(generator(self.seed, ident), (self.dim,), params)
         return {"v": v, "m": torch.zeros_like(v)}
-
-    def enter(self, kept: Tree, msg: Tree) -> Tree:
-        return kept
-
-    def report(self, state: Tree) -> Tree:
-        return {}
 
     def write(self, phi: Tree, v: Tensor) -> Params:
         """h(v; phi)"""

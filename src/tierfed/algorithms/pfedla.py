@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 
-from tierfed.algorithm import Algorithm, Data, Tier, server_at
+from tierfed.algorithm import Algorithm, Data, Tier
 from tierfed.algorithms.pfedla_mixer import LayerMixer
 from tierfed.errors import InputError
+from tierfed.servers import server_at
 from tierfed.settings import Count, Natural, NonNegative
 from tierfed.task import Task
 from tierfed.tree import Params, Tree, take

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from tierfed.algorithm import Info, Tier
+from tierfed.algorithm import Info
 from tierfed.algorithms.hypernetwork import draw, features, first_body, put_rows
 from tierfed.rng import generator
+from tierfed.servers import Server
 from tierfed.tree import Params, Tree, add, row
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerMixer(Tier):
+class LayerMixer(Server):
     """A device's row: theta {key: ...}, hyper (v [D], body, head [L, C, width], bias [L, C]), near [C] ids of the
     columns."""
 
@@ -29,14 +30,6 @@ class LayerMixer(Tier):
     retain: int
     top_m: int
     seed: int
-    reduce = "stack"
-    sees = "all"
-
-    def enter(self, kept: Tree, msg: Tree) -> Tree:
-        return kept
-
-    def report(self, state: Tree) -> Tree:
-        return {}
 
     def child(self, params: Params, ident: int) -> Tree:
         rng, n = generator(self.seed, ident), self.devices
