@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 from torch.func import functional_call, grad_and_value
 
 from tierfed.algorithm import Batch, Data
@@ -60,6 +61,26 @@ def loss_by_name(name: str) -> Loss:
         raise InputError(f"loss {name!r} cannot be imported: {err}; check the module path and the name") from None
 
 
+Valued = Callable[[Params], tuple[Tensor, Params]]  # what is trained -> (loss [], statistics)
+
+
+def _mapped(f: Valued, train: Params) -> tuple[Params, tuple[Tensor, Params]]:
+    """(gradient, (loss, statistics)) below torch.func's transforms."""
+    return grad_and_value(f, has_aux=True)(train)  # type: ignore[no-any-return]
+
+
+def _grad_and_value(f: Valued, train: Params) -> tuple[Params, tuple[Tensor, Params]]:
+    """The same bits from plain autograd, whose steps cost less (by a third for small models)."""
+    if not train:
+        loss, stats = f(train)
+        return {}, (loss, stats)
+    leaves = {k: v.detach().requires_grad_() for k, v in train.items()}
+    with torch.enable_grad():
+        loss, stats = f(leaves)
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True)), (loss.detach(), stats)
+
+
 def _descend(w: Tensor, g: Tensor, lr: float | Tensor) -> Tensor:
     return w - lr * g if isinstance(lr, Tensor) else torch.sub(w, g, alpha=lr)
 
@@ -100,6 +121,7 @@ class Task:
         self.layers = list(dict.fromkeys(k.rpartition(".")[0] for k in self.trainable))
         self._steers = self._norms_follow()
         self._eval = copy.deepcopy(self.module).eval()
+        self._pictures = any(isinstance(m, nn.Conv2d) for m in self.module.modules())
         self._modes: dict[tuple[str, ...], nn.Module] = {}
 
     def _norms_follow(self) -> dict[str, set[str]]:
@@ -140,7 +162,7 @@ class Task:
 
     def outputs(self, params: Params, x: Tensor) -> Tensor:
         """Outputs [B, C] in evaluation mode: running statistics, no dropout."""
-        return functional_call(self._eval, params, (x,))  # type: ignore[no-any-return]
+        return functional_call(self._eval, params, (self._laid_out(x),))  # type: ignore[no-any-return]
 
     def measure(self, params: Params, held: Batch) -> Tensor:
         """Mean loss on the live samples of a held-out batch in evaluation mode; 0 without any."""
@@ -164,13 +186,20 @@ class Task:
 
         def f(train: Params) -> tuple[Tensor, Params]:
             stats = {k: params[k].clone() for k in self.buffers}  # updated in place by the batch norms
-            out = functional_call(net, {**params, **train, **stats, **seeds}, (batch.x,))
+            out = functional_call(net, {**params, **train, **stats, **seeds}, (self._laid_out(batch.x),))
             return self.loss(out, batch.y).mean(), stats
 
-        g, (loss, stats) = grad_and_value(f, has_aux=True)(take(params, [k for k in self.trainable if k in set(keys)]))
+        train = take(params, [k for k in self.trainable if k in set(keys)])
+        g, (loss, stats) = (_grad_and_value if maybe_current_level() is None else _mapped)(f, train)
         if self.weight_decay:
             g = {k: v + self.weight_decay * params[k] for k, v in g.items()}
         return g, loss, stats
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """Pictures as a CPU's convolutions like them: channels last (1.4 times as fast)."""
+        if self._pictures and x.dim() == 4 and x.device.type == "cpu" and maybe_current_level() is None:
+            return x.to(memory_format=torch.channels_last)  # contiguous() leaves one channel as it is
+        return x
 
     def step(
         self,

@@ -86,15 +86,28 @@ def test_traffic_of_the_source_is_the_models_float_count() -> None:
     ("name", "shape", "layers"),
     [
         ("epflu_mlp", (784,), "flat fc1 relu_fc1 bn1 fc2 relu_fc2 fc3"),
-        ("mtfl_cnn", (3, 32, 32), "conv1 relu1 pool1 bn1 conv2 relu2 pool2 bn2 flat fc1 relu_fc1 fc2"),
-        ("lenet16_bn", (3, 32, 32), "conv1 bn1 relu1 pool1 conv2 bn2 relu2 pool2 flat fc1 relu_fc1 fc2 relu_fc2 fc3"),
-        ("har_cnn", (3, 20, 20), "conv1 relu1 pool1 conv2 relu2 pool2 conv3 relu3 flat fc1 relu_fc1 fc2"),
-        ("cnn1d", (6, 50), "conv1 bn1 relu1 pool1 conv2 bn2 relu2 pool2 mean flat fc1"),
+        ("mtfl_cnn", (3, 32, 32), "conv1 pool1 relu1 bn1 conv2 pool2 relu2 bn2 flat fc1 relu_fc1 fc2"),
+        ("lenet16_bn", (3, 32, 32), "conv1 bn1 pool1 relu1 conv2 bn2 pool2 relu2 flat fc1 relu_fc1 fc2 relu_fc2 fc3"),
+        ("har_cnn", (3, 20, 20), "conv1 pool1 relu1 conv2 pool2 relu2 conv3 relu3 flat fc1 relu_fc1 fc2"),
+        ("cnn1d", (6, 50), "conv1 bn1 pool1 relu1 conv2 bn2 pool2 relu2 mean flat fc1"),
     ],
 )
-def test_layers_come_in_the_order_of_the_source(name: str, shape: Shape, layers: str) -> None:
+def test_layers_come_in_the_order_of_the_source_but_relu_after_pooling(name: str, shape: Shape, layers: str) -> None:
     module = build_model(name, shape, 10, {}, seed=0)
     assert " ".join(key for key, _ in module.named_children()) == layers
+
+
+def test_relu_after_pooling_is_relu_before_it() -> None:
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for layers in ((nn.ReLU(), nn.MaxPool2d(2)), (nn.MaxPool2d(2), nn.ReLU())):
+        leaf = x.clone().requires_grad_()
+        out = nn.Sequential(*layers)(leaf)
+        out.square().sum().backward()
+        assert leaf.grad is not None
+        results.append((out.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_mlp_orders_norm_relu_dropout() -> None:

@@ -309,3 +309,39 @@ class TestVerify:
         """Held-out samples are masked one by one: a loss that is summed up already cannot be."""
         with pytest.raises(InputError):
             Task(toy_net(dtype=torch.float32), loss).verify(X, Y)
+
+
+class TestOneGradient:
+    """Plain autograd outside of torch.func's transforms, torch.func inside: nobody may notice which."""
+
+    @staticmethod
+    def both(task: Task, one: Batch) -> list[tuple[Any, ...]]:
+        params = task.init()
+        plain = task.grad(params, one)
+        rows = {k: v[None] for k, v in params.items()}
+        g, loss, stats = torch.func.vmap(lambda p, *b: task.grad(p, Batch(*b)))(rows, *(t[None] for t in one))
+        return [plain, ({k: v[0] for k, v in g.items()}, loss[0], {k: v[0] for k, v in stats.items()})]
+
+    def test_dense(self) -> None:
+        (g, loss, stats), (g2, loss2, stats2) = self.both(Task(toy_net()), toy_batch())
+        assert gap(g, g2) < 1e-12
+        assert gap(stats, stats2) < 1e-12
+        assert abs(float(loss - loss2)) < 1e-12
+        assert not loss.requires_grad
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_pictures(self, channels: int) -> None:
+        net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+        rng = torch.Generator().manual_seed(3)
+        x = torch.randn(6, channels, 8, 8, generator=rng, dtype=torch.float64)
+        (g, _, stats), (g2, _, stats2) = self.both(Task(net.double()), batch(x, torch.arange(6) % 5))
+        assert gap(g, g2) < 1e-12
+        assert gap(stats, stats2) < 1e-12
+
+    def test_nothing_to_train_and_entries_that_the_loss_does_not_see(self) -> None:
+        net = toy_net()
+        net.register_parameter("idle", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+        task = Task(net)
+        g, _, _ = task.grad(task.init(), toy_batch())
+        assert torch.equal(g["idle"], torch.zeros(3, dtype=torch.float64))
+        assert task.grad(task.init(), toy_batch(), keys=[])[0] == {}
