@@ -219,10 +219,12 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
 def reproduce_table(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A study; without one they are listed.")] = None,
     scale: Annotated[float, typer.Option(help="Share of the rounds: 0.1 trains a tenth of them.")] = 1.0,
+    local: Annotated[float, typer.Option("--local-scale", help="Share of the local epochs.")] = 1.0,
     seeds: Seeds = None,
     data_dir: DataDir = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the runs are; runs/NAME by default.")] = None,
     methods: Annotated[str | None, typer.Option(metavar="A,B", help="Only these of the study.")] = None,
+    clients: Annotated[str | None, typer.Option(metavar="10,100", help="Only these numbers of devices.")] = None,
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Also what is costly to train.")] = False,
     write_docs: Annotated[bool, typer.Option("--write-docs", help="Also docs/reproduction/NAME.md.")] = False,
     as_json: Json = False,
@@ -237,9 +239,11 @@ def reproduce_table(
     folder = out_dir or Path("runs") / name
     options = Options(
         scale=scale,
+        local=local,
         seeds=(0,) if seeds is None else numbers(seeds),
         data_dir=data_dir,
         methods=tuple(m.strip() for m in methods.split(",")) if methods else (),
+        clients=() if clients is None else numbers(clients, "--clients"),
         accuracy=accuracy,
     )
     again = f"the same command goes on, with the runs in {folder}"
@@ -261,12 +265,12 @@ def reproduce_table(
         out.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def numbers(seeds: str) -> tuple[int, ...]:
-    """:raises InputError: the value of --seeds is no list of whole numbers"""
+def numbers(text: str, option: str = "--seeds") -> tuple[int, ...]:
+    """:raises InputError: the value of an option is no list of whole numbers"""
     try:
-        return tuple(int(s) for s in seeds.split(","))
+        return tuple(int(s) for s in text.split(","))
     except ValueError:
-        raise InputError(f"--seeds {seeds!r}: wanted whole numbers, for example --seeds 0,1,2") from None
+        raise InputError(f"{option} {text!r}: wanted whole numbers, for example {option} 0,1,2") from None
 
 
 def load(

@@ -1,6 +1,6 @@
 """Published tables run again: `STUDIES` by name, and the command that runs one."""
 
-from tierfed.reproduce import jobfed_partitions, permfl_table1, permfl_teams, pfedla_table3
+from tierfed.reproduce import jobfed_partitions, permfl_table1, permfl_teams, pfedla_table3, pfedla_tables
 from tierfed.reproduce.page import as_dict, command, result_table, scale_text, write_page
 from tierfed.reproduce.runner import Options, Outcome, reproduce
 from tierfed.reproduce.study import Case, Line, Study
@@ -22,5 +22,12 @@ __all__ = [
 
 STUDIES: dict[str, Study] = {
     study.name: study
-    for study in (pfedla_table3.STUDY, permfl_table1.STUDY, permfl_teams.STUDY, jobfed_partitions.STUDY)
+    for study in (
+        permfl_table1.STUDY,
+        permfl_teams.STUDY,
+        pfedla_tables.TABLE1,
+        pfedla_tables.TABLE2,
+        pfedla_table3.STUDY,
+        jobfed_partitions.STUDY,
+    )
 }

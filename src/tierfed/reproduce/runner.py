@@ -21,7 +21,7 @@ from tierfed.result import Watcher
 from tierfed.session import fingerprint, on_disk
 
 TIMES = "times.json"
-NOT_ASKED = "not asked for (--methods)"
+NOT_ASKED = "not asked for"
 Numbers = tuple[float, ...]
 
 
@@ -30,19 +30,25 @@ class Options:
     """How a study is run.
 
     :param scale: share of the rounds; 1: the study's setting
+    :param local: share of the local epochs; 1: the study's setting
     :param methods: what shall be run, as `Case.method` calls it; none: all
+    :param clients: numbers of devices that shall be run; none: all
     :param accuracy: also what is costly
     """
 
     scale: float = 1.0
+    local: float = 1.0
     seeds: tuple[int, ...] = (0,)
     data_dir: str | None = None
     methods: tuple[str, ...] = ()
+    clients: tuple[int, ...] = ()
     accuracy: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
             raise InputError(f"--scale {self.scale:g}: wanted a share of the rounds, above 0 and at most 1")
+        if not 0 < self.local <= 1:
+            raise InputError(f"--local-scale {self.local:g}: wanted a share of the local epochs, above 0 and at most 1")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise InputError(
                 f"--seeds {','.join(map(str, self.seeds))}: wanted different whole numbers of 0 or more, "
@@ -101,9 +107,11 @@ def config_of(case: Case, seed: int, options: Options, folder: Path) -> Config:
     :raises InputError: the case's tables are no config
     """
     rounds = max(1, round(options.scale * case.tables["run"]["rounds"]))
-    own = {"run": {"seed": seed, "rounds": rounds, "out": str(folder / f"{case.key}-s{seed}")}}
+    own = {"run": {"seed": seed, "rounds": rounds, "threads": 1, "out": str(folder / f"{case.key}-s{seed}")}}
     place = {"data": {"dir": options.data_dir}} if options.data_dir else {}
-    return from_table(merged(case.tables, own, place))
+    epochs = {k: v for k, v in case.tables["algorithm"].items() if k in ("epochs", "head_epochs")}
+    fewer = {"algorithm": {k: max(1, round(options.local * v)) for k, v in epochs.items()}}
+    return from_table(merged(case.tables, own, place, fewer))
 
 
 def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | None = None) -> Outcome:
@@ -190,7 +198,7 @@ def _reason(case: Case, options: Options, wanted: set[str]) -> str:
     """Why a case is not run, whatever data there are; empty: it is."""
     if case.algorithm not in known():
         return _unknown(case.algorithm)
-    if case.method not in wanted:
+    if case.method not in wanted or (options.clients and case.clients not in options.clients):
         return NOT_ASKED
     return "not trained: needs --accuracy" if case.costly and not options.accuracy else ""
 

@@ -41,6 +41,11 @@ class Case:
         """The name of the data set."""
         return str(self.tables["data"]["source"])
 
+    @property
+    def clients(self) -> int:
+        """How many devices the data are dealt out to; 0: the data say so themselves."""
+        return int(self.tables["data"].get("partition", {}).get("devices", 0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
@@ -73,6 +78,7 @@ class Study:
     :param compared: what is compared, one sentence
     :param unit: of all its numbers
     :param notes: what the paper leaves open and how it was filled in, what differs
+    :param ranked: quantities by which methods are put in order, the paper's beside ours
     """
 
     name: str
@@ -82,6 +88,7 @@ class Study:
     cases: tuple[Case, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+    ranked: tuple[str, ...] = ()
 
 
 def accuracy(model: str) -> Callable[[RunFolder], float]:
