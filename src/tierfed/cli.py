@@ -226,6 +226,7 @@ def reproduce_table(
     methods: Annotated[str | None, typer.Option(metavar="A,B", help="Only these of the study.")] = None,
     clients: Annotated[str | None, typer.Option(metavar="10,100", help="Only these numbers of devices.")] = None,
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Also what is costly to train.")] = False,
+    jobs: Annotated[int, typer.Option(help="Runs at the same time; 0: as many as there are cores.")] = 0,
     write_docs: Annotated[bool, typer.Option("--write-docs", help="Also docs/reproduction/NAME.md.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -245,6 +246,7 @@ def reproduce_table(
         methods=tuple(m.strip() for m in methods.split(",")) if methods else (),
         clients=() if clients is None else numbers(clients, "--clients"),
         accuracy=accuracy,
+        jobs=jobs,
     )
     again = f"the same command goes on, with the runs in {folder}"
     try:

@@ -142,7 +142,7 @@ def test_a_grid_that_is_disturbed_three_times(shell: Shell) -> None:
     os.kill(_workers(child.pid)[0], signal.SIGKILL)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 2
-    assert err.startswith("error: a process of the grid died")
+    assert err.startswith("error: a process died")
     assert "`tierfed resume g` goes on" in err
     assert err.count("\n") == 1
 

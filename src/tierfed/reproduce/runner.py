@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +11,9 @@ from tierfed.algorithms import known
 from tierfed.config import Config, from_table
 from tierfed.data import open_source
 from tierfed.errors import InputError, nearest
-from tierfed.loop import read_run, resume, run
+from tierfed.loop import read_run
 from tierfed.metrics import write_atomic
+from tierfed.pool import run_all
 from tierfed.report.load import RunFolder
 from tierfed.reproduce.study import Case, Line, Study, merged
 from tierfed.result import Watcher
@@ -34,6 +33,7 @@ class Options:
     :param methods: what shall be run, as `Case.method` calls it; none: all
     :param clients: numbers of devices that shall be run; none: all
     :param accuracy: also what is costly
+    :param jobs: runs at the same time, on one thread each; 0: as many as there are cores
     """
 
     scale: float = 1.0
@@ -43,6 +43,7 @@ class Options:
     methods: tuple[str, ...] = ()
     clients: tuple[int, ...] = ()
     accuracy: bool = False
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
@@ -128,13 +129,18 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
     times = _Times(folder)
     runs: dict[str, list[RunFolder]] = {}
     rounds: dict[str, tuple[int, int]] = {}
-    finished = True
-    for case, seed in [(c, s) for c in study.cases if not missing[c.key] for s in options.seeds]:
-        name = f"{case.key}-s{seed}"
-        with times.of(name):
-            finished = carry_on(config_of(case, seed, options, folder), watch)
-        if not finished:
-            break
+    wanted_runs = {
+        f"{case.key}-s{seed}": (case, config_of(case, seed, options, folder))
+        for case in study.cases
+        if not missing[case.key]
+        for seed in options.seeds
+    }
+    left = {name: config for name, (_, config) in wanted_runs.items() if not complete(config)}
+    done = run_all(left, options.jobs, "the same command goes on", watch)
+    for name, one in done.items():
+        times.add(name, one.seconds)
+    finished = len(done) == len(left) and all(one.finished for one in done.values())
+    for name, (case, _) in wanted_runs.items() if finished else ():
         found = RunFolder.read(folder / name)
         runs.setdefault(case.key, []).append(found)
         rounds[name] = (found.last_round, int(case.tables["run"]["rounds"]))
@@ -146,31 +152,22 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
     return Outcome(study=study, options=options, entries=entries, rounds=rounds, seconds=seconds, finished=finished)
 
 
-def carry_on(config: Config, watch: Watcher | None = None) -> bool:
-    """One run from where it is, begun where there is none; whether it came to its end.
+def complete(config: Config) -> bool:
+    """Whether a run came to its end.
 
-    :raises InputError: its folder holds another setting, or has trained more rounds than are wanted
+    :raises InputError: its folder holds another setting
     """
     path = Path(str(config.run.out))
     if not (path / "config.toml").exists():
-        if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
-            for leftover in path.iterdir():
-                leftover.unlink()
-            path.rmdir()  # it was made, and then the process was killed
-        return not run(config, watch=watch).interrupted
+        return False
     before = read_run(path)
     if fingerprint(before) != fingerprint(config):
         raise InputError(
             f"{path / 'config.toml'} is another setting than the study's (or another data directory); choose another "
             "--out, or delete that folder"
         )
-    same = before.run.rounds == config.run.rounds
-    if same and _complete(path):
-        return True
-    return not resume(path, rounds=None if same else config.run.rounds, watch=watch).interrupted
-
-
-def _complete(path: Path) -> bool:
+    if before.run.rounds != config.run.rounds:
+        return False
     try:
         found = RunFolder.read(path)
     except InputError:  # resuming writes the files anew
@@ -235,8 +232,10 @@ def _entry(
         return Entry(line=line, missing=_unknown(line.algorithm))
     if line.algorithm not in wanted:
         return Entry(line=line, missing=NOT_ASKED)
-    with times.of(counted(line), anew=True):
-        return Entry(line=line, values=(line.count(),))
+    start = time.monotonic()
+    value = line.count()
+    times.put(counted(line), time.monotonic() - start)
+    return Entry(line=line, values=(value,))
 
 
 def _read(line: Line, runs: dict[str, list[RunFolder]], missing: str = "") -> Entry:
@@ -261,15 +260,12 @@ class _Times:
         except (OSError, ValueError, AttributeError, TypeError) as err:
             raise InputError(f"{self.path} cannot be read: {err}; delete it (the wall times are then lost)") from None
 
-    @contextmanager
-    def of(self, name: str, anew: bool = False) -> Iterator[None]:
-        """Adds the seconds of a block to those of a name; anew: in their place. Nothing is noted of instants."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            spent = time.monotonic() - start
-            if anew or name not in self.seconds or spent > 0.5:
-                self.seconds[name] = spent + (0.0 if anew else self.seconds.get(name, 0.0))
-                with on_disk(self.path.parent):
-                    write_atomic(self.path, json.dumps(self.seconds, indent=1) + "\n")
+    def add(self, name: str, seconds: float) -> None:
+        """More seconds of a run; nothing is noted of instants."""
+        if name not in self.seconds or seconds > 0.5:
+            self.put(name, self.seconds.get(name, 0.0) + seconds)
+
+    def put(self, name: str, seconds: float) -> None:
+        self.seconds[name] = seconds
+        with on_disk(self.path.parent):
+            write_atomic(self.path, json.dumps(self.seconds, indent=1) + "\n")
