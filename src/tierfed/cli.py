@@ -31,7 +31,7 @@ from tierfed.preview import preview
 from tierfed.progress import watching
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.holdings import write_holdings
-from tierfed.reproduce import STUDIES, Options, as_dict, reproduce, result_table, scale_text, write_page
+from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, result_table, scale_text, write_page
 from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
 from tierfed.setup import prepare
@@ -227,7 +227,7 @@ def reproduce_table(
     clients: Annotated[str | None, typer.Option(metavar="10,100", help="Only these numbers of devices.")] = None,
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Also what is costly to train.")] = False,
     jobs: Annotated[int, typer.Option(help="Runs at the same time; 0: as many as there are cores.")] = 0,
-    write_docs: Annotated[bool, typer.Option("--write-docs", help="Also docs/reproduction/NAME.md.")] = False,
+    write_docs: Annotated[bool, typer.Option("--write-docs", help="Also the page in docs/.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a published table again: paper, ours, difference. Run anew, the command goes on where it was stopped."""
@@ -256,14 +256,14 @@ def reproduce_table(
         stopped(folder, again)
     if not outcome.finished:
         stopped(folder, again)
-    pages = [folder / f"{name}.md", *([Path("docs/reproduction") / f"{name}.md"] if write_docs else [])]
+    pages = [folder / f"{name}.md", *([Path(STUDIES[name].page)] if write_docs else [])]
     with on_disk(folder):
         written = [str(write_page(outcome, page)) for page in pages]
     if as_json:
         say({**as_dict(outcome), "command": to_repeat(outcome), "pages": written})
         return
     out.print(result_table(outcome))
-    for text in filter(None, (scale_text(outcome), *(f"page: {page}" for page in written))):
+    for text in filter(None, (left_out(outcome), scale_text(outcome), *(f"page: {page}" for page in written))):
         out.print(text, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -22,9 +22,22 @@ from tierfed.data.partition import KINDS
 from tierfed.engine.evaluate import message_to
 from tierfed.errors import InputError
 from tierfed.models import build_model
-from tierfed.reproduce import STUDIES, Case, Line, Options, as_dict, pfedla_table3, reproduce, runner
+from tierfed.reproduce import (
+    STUDIES,
+    Case,
+    Line,
+    Options,
+    Study,
+    as_dict,
+    left_out,
+    pfedla_table3,
+    pfedla_tables,
+    reproduce,
+    runner,
+    scale_text,
+)
 from tierfed.reproduce.networks import CenteredRegression
-from tierfed.reproduce.page import cells, command, markdown
+from tierfed.reproduce.page import cells, command, markdown, rankings, shown
 from tierfed.reproduce.runner import Entry, Outcome, config_of
 from tierfed.reproduce.study import accuracy, merged
 from tierfed.result import Progress
@@ -112,6 +125,63 @@ class TestStudies:
     def test_listed(self, shell: Shell) -> None:
         assert [s["name"] for s in json.loads(shell.good("reproduce", "--json"))] == list(STUDIES)
         assert "permfl-table1" in shell.good("reproduce")
+
+
+def outcome_of(entries: list[Entry], options: Options = Options(), **more: Any) -> Outcome:  # noqa: B008
+    study = Study(name="s", paper="p", compared="c.", unit="%", cases=(), lines=(), notes=(), ranked=("PM",))
+    rest: dict[str, Any] = {"rounds": {}, "seconds": {}, "finished": True, **more}
+    return Outcome(study=study, options=options, entries=tuple(entries), **rest)
+
+
+def entry(method: str, paper: float | None, ours: float | None, quantity: str = "PM", missing: str = "") -> Entry:
+    line = Line(data="D", method=method, quantity=quantity, algorithm=method, case="c", paper=paper)
+    return Entry(line=line, values=() if ours is None else (ours,), missing=missing)
+
+
+class TestPage:
+    def test_rankings(self) -> None:
+        """Ranks 1 2 3 4 against 2 1 3 4: rho = 1 - 6 (1 + 1) / (4 (16 - 1)) = 0.8."""
+        entries = [entry("a", 40, 30), entry("b", 30, 35), entry("c", 20, 9), entry("d", 10, 2)]
+        others = [entry("a", 1, 2, "GM"), entry("e", None, 99), entry("f", 99, None)]
+        (row,) = rankings(outcome_of([*entries, *others]))
+        assert row[:4] == ("D", "PM", "a > b > c > d", "b > a > c > d")
+        assert row[4] == pytest.approx(0.8)
+        assert "| a > b > c > d | b > a > c > d | +0.80 |" in markdown(outcome_of(entries))
+        assert rankings(outcome_of(entries[:3])) == []
+
+    def test_what_was_not_asked_for_is_one_sentence(self) -> None:
+        outcome = outcome_of([entry("a", 1, 2), entry("b", 1, None, missing=runner.NOT_ASKED)])
+        assert [e.line.method for e in shown(outcome)] == ["a"]
+        assert "\n\n1 more lines of the study were not asked for" in markdown(outcome)
+        assert left_out(outcome_of([entry("a", 1, 2)])) == ""
+
+    def test_fewer_local_epochs_are_said(self) -> None:
+        outcome = outcome_of([], Options(local=0.5), rounds={"a": (3, 3)})
+        assert "a share of 0.5 of the local epochs" in scale_text(outcome)
+        assert "--local-scale 0.5" in command(outcome)
+        assert "All rounds" in scale_text(outcome_of([], rounds={"a": (3, 3)}))
+
+
+class TestPFedLA:
+    def test_published_numbers_are_found(self) -> None:
+        assert pfedla_tables.published(1, "fedbn", "CIFAR10", 10) == (59.36, 0.92)
+        assert pfedla_tables.published(1, "pfedla", "FMNIST", 10) == (94.34, 0.29)
+        assert pfedla_tables.published(2, "heurpfedla", "CIFAR100", 100) == (48.72, 1.75)
+
+    def test_gradient_steps_of_all_methods_are_alike(self) -> None:
+        """Batches times gradients per batch of a round, in epochs: 10 with ten clients, 20 with a hundred."""
+        for case in STUDIES["pfedla-table1"].cases:
+            settings = {k: v for k, v in case.tables["algorithm"].items() if k != "name"}
+            algorithm = make(case.algorithm, settings)
+            assert algorithm.passes * settings.get("inner", 1) == {10: 10, 100: 20}[case.clients]
+
+    def test_numbers_of_clients_are_chosen_and_epochs_scaled(self) -> None:
+        study = STUDIES["pfedla-table1"]
+        case = next(c for c in study.cases if (c.method, c.clients) == ("fedrep", 10))
+        config = config_of(case, 0, Options(local=0.5, scale=0.0834), Path())
+        assert (config.algorithm["epochs"], config.algorithm["head_epochs"], config.run.rounds) == (2, 2, 50)
+        reasons = {c.clients: runner._reason(c, Options(clients=(10,)), {c.method}) for c in study.cases}
+        assert reasons == {10: "", 100: runner.NOT_ASKED}
 
 
 class TestRun:

@@ -1,7 +1,7 @@
 """Published tables run again: `STUDIES` by name, and the command that runs one."""
 
 from tierfed.reproduce import jobfed_partitions, permfl_table1, permfl_teams, pfedla_table3, pfedla_tables
-from tierfed.reproduce.page import as_dict, command, result_table, scale_text, write_page
+from tierfed.reproduce.page import as_dict, command, left_out, result_table, scale_text, write_page
 from tierfed.reproduce.runner import Options, Outcome, reproduce
 from tierfed.reproduce.study import Case, Line, Study
 
@@ -14,6 +14,7 @@ __all__ = [
     "Study",
     "as_dict",
     "command",
+    "left_out",
     "reproduce",
     "result_table",
     "scale_text",

@@ -1,18 +1,20 @@
 """A study's outcome as a table for the terminal, as a page in Markdown, and as plain values for JSON."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+from scipy.stats import spearmanr
 
 from tierfed.metrics import write_atomic
 from tierfed.report.words import MINUS, NONE, duration
-from tierfed.reproduce.runner import Entry, Outcome
-from tierfed.reproduce.study import Study, Tables
+from tierfed.reproduce.runner import NOT_ASKED, Entry, Outcome
+from tierfed.reproduce.study import Figure, Study, Tables
 
 BY_HAND = "## Reading the differences"
 HEADERS = ("data", "method", "quantity", "paper", "ours", "difference", "remark")
@@ -20,16 +22,48 @@ HEADERS = ("data", "method", "quantity", "paper", "ours", "difference", "remark"
 
 def scale_text(outcome: Outcome) -> str:
     """How far the runs went, in one sentence; empty where nothing was trained."""
-    pairs = sorted(set(outcome.rounds.values()))
+    pairs, local = sorted(set(outcome.rounds.values())), outcome.options.local
     if not pairs:
         return ""
     if not outcome.scaled:
-        return "All rounds of the paper's setting were trained."
+        return "All rounds of the study's setting were trained."
     said = ", ".join(f"{trained} of {full}" for trained, full in pairs)
+    fewer = "" if local == 1 else f", a share of {local:g} of the local epochs (--local-scale {local:g})"
     return (
-        f"SCALED DOWN: {said} rounds (--scale {outcome.options.scale:g}). This is not the paper's setting, and the "
-        "differences are not those of the methods alone."
+        f"SCALED DOWN: {said} rounds (--scale {outcome.options.scale:g}){fewer}. This is not the study's setting, and "
+        "the differences are not those of the methods alone."
     )
+
+
+def shown(outcome: Outcome) -> list[Entry]:
+    """The lines that were asked for."""
+    return [e for e in outcome.entries if e.missing != NOT_ASKED]
+
+
+def left_out(outcome: Outcome) -> str:
+    """How many lines were not asked for, in one sentence; empty: none."""
+    n = len(outcome.entries) - len(shown(outcome))
+    return f"{n} more lines of the study were not asked for (--methods, --clients)." if n else ""
+
+
+def rankings(outcome: Outcome) -> list[tuple[str, str, str, str, float]]:
+    """(data, quantity, the paper's order, ours, Spearman's rank correlation) where four methods or more have both."""
+    out = []
+    for quantity in outcome.study.ranked:
+        for data in dict.fromkeys(e.line.data for e in outcome.entries):
+            some = [e for e in outcome.entries if (e.line.data, e.line.quantity) == (data, quantity)]
+            both = [e for e in some if e.line.paper is not None and e.ours is not None]
+            if len(both) < 4:
+                continue
+            papers = {e.line.method: e.line.paper or 0.0 for e in both}
+            ours = {e.line.method: e.ours or 0.0 for e in both}
+            rho = float(spearmanr(list(papers.values()), list(ours.values())).statistic)
+            out.append((data, quantity, _best_first(papers), _best_first(ours), rho))
+    return out
+
+
+def _best_first(values: Mapping[str, float]) -> str:
+    return " > ".join(sorted(values, key=lambda name: -values[name]))
 
 
 def cells(entry: Entry) -> tuple[str, ...]:
@@ -38,16 +72,18 @@ def cells(entry: Entry) -> tuple[str, ...]:
     paper = NONE if line.paper is None else _number(line.paper, line.std)
     ours = NONE if entry.ours is None else _number(round(entry.ours, 2), entry.std)
     difference = NONE if entry.difference is None else f"{round(entry.difference, 2) + 0.0:+.2f}".replace("-", MINUS)
-    return (line.data, line.method, line.quantity, paper, ours, difference, entry.missing)
+    return (line.data, line.method, line.quantity, paper, ours, difference, entry.missing or line.remark)
 
 
-def result_table(outcome: Outcome) -> Table:
+def result_table(outcome: Outcome) -> RenderableType:
     """Paper, ours, difference, for the terminal."""
+    if outcome.study.view is not None:
+        return outcome.study.view.table(outcome)
     title = f"{outcome.study.name}: {outcome.study.unit}"
     table = Table(title=Text(title), title_justify="left")
     for name in HEADERS:
         table.add_column(name, justify="right" if name in ("paper", "ours", "difference") else "left", overflow="fold")
-    for entry in outcome.entries:
+    for entry in shown(outcome):
         table.add_row(*map(Text, cells(entry)))
     return table
 
@@ -87,6 +123,8 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
 
 def markdown(outcome: Outcome) -> str:
     """The page of a study: setting, table, what is different, wall time, how to repeat it."""
+    if outcome.study.view is not None:
+        return outcome.study.view.markdown(outcome)
     study, options = outcome.study, outcome.options
     seeds = ", ".join(map(str, options.seeds))
     sources = sorted({e.line.source for e in outcome.entries if e.line.source})
@@ -101,7 +139,10 @@ def markdown(outcome: Outcome) -> str:
         f"{study.unit}; seed {seeds}"
         + (", mean and standard deviation over seeds" if len(options.seeds) > 1 else "")
         + ". Difference: ours minus the paper's.",
-        _grid(HEADERS, [cells(e) for e in outcome.entries]),
+        grid(HEADERS, [cells(e) for e in shown(outcome)]),
+        *([text] if (text := left_out(outcome)) else []),
+        *_ranked(outcome),
+        *_pictures(outcome),
         "## What the paper leaves open, and what is different",
         "\n".join(f"- {note}" for note in study.notes),
         *_setting(study),
@@ -120,21 +161,26 @@ def command(outcome: Outcome) -> str:
     o = outcome.options
     options = [
         *([f"--scale {o.scale:g}"] if o.scale != 1 else []),
+        *([f"--local-scale {o.local:g}"] if o.local != 1 else []),
         *([f"--seeds {','.join(map(str, o.seeds))}"] if o.seeds != (0,) else []),
         *([f"--methods {','.join(o.methods)}"] if o.methods else []),
+        *([f"--clients {','.join(map(str, o.clients))}"] if o.clients else []),
         *(["--accuracy"] if o.accuracy else []),
     ]
     return " ".join(["tierfed reproduce", outcome.study.name, *options])
 
 
 def write_page(outcome: Outcome, path: Path) -> Path:
-    """Writes the page whole or not at all; a last part "Reading the differences", written by hand, is kept.
+    """Writes figures and then the page, each whole or not at all; a last part "Reading the differences", written by
+    hand, is kept.
 
     :raises OSError: it cannot be written
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text("utf-8") if path.exists() else ""
     _, found, by_hand = before.partition(f"\n{BY_HAND}\n")
+    for name, picture in drawn(outcome).items():
+        write_atomic(path.parent / name, picture)
     write_atomic(path, markdown(outcome) + (f"\n{BY_HAND}\n{by_hand}" if found else ""))
     return path
 
@@ -144,11 +190,39 @@ def _number(value: float, std: float | None) -> str:
     return f"{value:.{digits}f}" + ("" if std is None else f" ± {std:.3g}")
 
 
-def _grid(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def grid(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+
     def row(texts: Sequence[str]) -> str:
         return "| " + " | ".join(t.replace("|", "\\|") for t in texts) + " |"
 
     return "\n".join([row(headers), "|" + "---|" * len(headers), *map(row, rows)])
+
+
+def drawn(outcome: Outcome) -> dict[str, str]:
+    """The figures of a study whose runs are finished, file name -> SVG."""
+    figures = [f for f in outcome.study.figures if all(outcome.runs.get(c) for c in f.cases)]
+    pictures = {_file(outcome, f): f.draw(outcome.runs) for f in figures}
+    return {name: picture for name, picture in pictures.items() if picture}
+
+
+def _file(outcome: Outcome, figure: Figure) -> str:
+    return f"{outcome.study.name}-{figure.name}.svg"
+
+
+def _pictures(outcome: Outcome) -> list[str]:
+    there = drawn(outcome)
+    shown = [f for f in outcome.study.figures if _file(outcome, f) in there]
+    parts = [f"![Figure {f.name}]({_file(outcome, f)})\n\n*{f.caption}*" for f in shown]
+    return ["## Figures", *parts] if parts else []
+
+
+def _ranked(outcome: Outcome) -> list[str]:
+    rows = [(*row[:4], f"{row[4]:+.2f}".replace("-", MINUS)) for row in rankings(outcome)]
+    if not rows:
+        return []
+    headers = ("data", "quantity", "the paper's order", "our order", "rank correlation")
+    return ["## Rankings", "Best first; Spearman's rank correlation of the two orders.", grid(headers, rows)]
 
 
 def _setting(study: Study) -> list[str]:
@@ -164,7 +238,7 @@ def _setting(study: Study) -> list[str]:
         "All runs have this config; what is not in it is the default:",
         f"```toml\n{tomli_w.dumps(dict(common))}```",
         "Each has beside it, and its whole config lies in its folder (`config.toml`):",
-        _grid(("run", "settings"), rows),
+        grid(("run", "settings"), rows),
     ]
 
 
@@ -192,4 +266,4 @@ def _wall(outcome: Outcome) -> str:
         return "Nothing was trained."
     total = duration(sum(outcome.seconds.values()))
     head = f"{total} in all, on a machine with {os.cpu_count()} processor cores that may have had other work."
-    return f"{head}\n\n{_grid(('run', 'time'), [(n, duration(s)) for n, s in outcome.seconds.items()])}"
+    return f"{head}\n\n{grid(('run', 'time'), [(n, duration(s)) for n, s in outcome.seconds.items()])}"

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +87,7 @@ class Outcome:
 
     :param rounds: (trained, of the study's setting) of every run that is complete
     :param seconds: of every run and count, over all calls that worked on it
+    :param runs: the finished ones by case, for figures
     """
 
     study: Study
@@ -95,11 +96,12 @@ class Outcome:
     rounds: dict[str, tuple[int, int]]
     seconds: dict[str, float]
     finished: bool
+    runs: dict[str, list[RunFolder]] = field(default_factory=dict, repr=False)
 
     @property
     def scaled(self) -> bool:
-        """Whether a run had fewer rounds than the study's setting."""
-        return any(trained < full for trained, full in self.rounds.values())
+        """Whether a run had fewer rounds or local epochs than the study's setting."""
+        return bool(self.rounds) and (self.options.local < 1 or any(a < b for a, b in self.rounds.values()))
 
 
 def config_of(case: Case, seed: int, options: Options, folder: Path) -> Config:
@@ -136,11 +138,15 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
         for seed in options.seeds
     }
     left = {name: config for name, (_, config) in wanted_runs.items() if not complete(config)}
-    done = run_all(left, options.jobs, "the same command goes on", watch)
+    done = run_all(left, options.jobs, "the same command goes on", watch, study.tolerant)
     for name, one in done.items():
         times.add(name, one.seconds)
-    finished = len(done) == len(left) and all(one.finished for one in done.values())
+        if one.refused:
+            missing[wanted_runs[name][0].key] = f"does not run: {one.refused}"
+    finished = len(done) == len(left) and all(one.finished or one.refused for one in done.values())
     for name, (case, _) in wanted_runs.items() if finished else ():
+        if missing[case.key]:
+            continue
         found = RunFolder.read(folder / name)
         runs.setdefault(case.key, []).append(found)
         rounds[name] = (found.last_round, int(case.tables["run"]["rounds"]))
@@ -149,7 +155,15 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
     )
     shown = [*rounds, *(counted(e.line) for e in entries if e.line.count is not None and e.values)]
     seconds = {name: times.seconds[name] for name in shown if name in times.seconds}
-    return Outcome(study=study, options=options, entries=entries, rounds=rounds, seconds=seconds, finished=finished)
+    return Outcome(
+        study=study,
+        options=options,
+        entries=entries,
+        rounds=rounds,
+        seconds=seconds,
+        finished=finished,
+        runs=runs,
+    )
 
 
 def complete(config: Config) -> bool:
