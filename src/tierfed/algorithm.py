@@ -16,10 +16,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from tierfed.settings import Count, Positive
-from tierfed.tree import Params, Tree, mix, take, where
+from tierfed.tree import Params, Tree, add, mix, take, where, zeros
 
 if TYPE_CHECKING:
     from tierfed.task import Task
+
+Ids = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
@@ -100,13 +102,15 @@ class Tier:
     polled or of all members.
     """
 
-    reduce: ClassVar[str] = (
-        "mean"  # "mean": absorb gets the weighted mean; "stack": all messages [H, ...] with info.slots
-    )
+    reduce: ClassVar[str] = "mean"
+    """What absorb gets: "mean", the weighted mean; "stack", all messages [H, ...] with info.slots; "chain", the mean at
+    the end of a path: the devices of a lowest tier, all of which it sends the same, pass a sum on (path, mask, hop).
+    """
     weight: ClassVar[str] = "samples"  # or "devices", "children": default unit of the mean, a config may override it
     sees: ClassVar[str] = ""  # "": sends the same to all; "polled" | "all": has child rows, sends by slot
     watches: ClassVar[bool] = False
     relay: ClassVar[bool] = False
+    returns: ClassVar[bool] = False  # of a chain: the sum goes back to the first device, which takes it to the node
     traces: ClassVar[tuple[str, ...]] = ()  # scalars among what is kept for the metrics of a run; -1: not measured yet
 
     def init(self, params: Params) -> Tree:
@@ -125,6 +129,22 @@ class Tier:
         """A child's row after its reply `up`; `state` is the one it was polled with."""
         return row
 
+    def path(self, ids: Ids, distances: npt.NDArray[np.float64], rng: np.random.Generator) -> Ids:
+        """The order of a chain: places [H] among the devices `ids` [H], which are `distances` [H, H] apart."""
+        return np.arange(len(ids))
+
+    def mask(self, up: Tree, weight: float, key: int) -> Tree:
+        """What the sum of a chain begins with, and what is taken out of it at its end; shaped like a reply `up`.
+
+        :param weight: of the first device
+        :param key: 63 random bits that the first device alone knows, others in every visit
+        """
+        return zeros(up)  # type: ignore[no-any-return]
+
+    def hop(self, carry: Tree, up: Tree, weight: float) -> Tree:
+        """The sum of a chain that a device sends on, from the one that it got and its own reply."""
+        return add(carry, up, weight)  # type: ignore[no-any-return]
+
     def absorb(self, state: Tree, up: Tree, info: Info) -> Tree:
         raise NotImplementedError
 
@@ -136,6 +156,12 @@ class Tier:
         none.
         """
         return kept.get("params")
+
+    def ties(self, state: Tree) -> dict[str, Tensor]:
+        """What a run records of who listens to whom, of a tier with `sees`: name of a layer, or "model" -> [R, R], row
+        i: the weights of all members' models in what member i gets; `state` is that of `send`.
+        """
+        return {}
 
     def stop(self, kept: Tree) -> str:
         """Why the run should end now, asked of the cloud after each round; empty: it goes on."""
@@ -202,9 +228,34 @@ class Algorithm:
     traces: ClassVar[tuple[str, ...]] = ()  # scalars of the private state for the metrics; -1: not measured yet
 
     @property
+    def needs_held(self) -> bool:
+        """Whether every device must have held-out local data."""
+        return False
+
+    @property
+    def needs_full(self) -> bool:
+        """Whether every device must be polled in every round."""
+        return False
+
+    @property
+    def needs_norms(self) -> bool:
+        """Whether the model must have batch norms."""
+        return False
+
+    @property
+    def most_samples(self) -> int | None:
+        """Training samples, in whole batches, that a device may have; none: any number."""
+        return None
+
+    @property
     def passes(self) -> int:
         """Passes over the local data that one visit needs."""
         return self.epochs
+
+    @property
+    def gradients(self) -> float:
+        """Gradient evaluations per batch of a visit: what the clock charges for it."""
+        return 1.0
 
     def shared(self, task: Task) -> list[str]:
         """The keys of the model that the tiers hold; the rest never leaves a device."""
@@ -231,12 +282,12 @@ class Algorithm:
 
     def regroup_scope(self, round_: int) -> str:
         """Whether devices change team after this round: "" no, "fogs" among all teams, "inside_fog" below one
-        parent.
+        parent, "tree": as "fogs", and every inner node below the cloud's children may change its parent too.
         """
         return ""
 
     def regroup(self, rows: Tree, teams: npt.NDArray[np.int64], groups: int, round_: int) -> npt.NDArray[np.int64]:
         """New teams [n] in range(groups) of n devices, from their rows [n, ...] at the lowest fogs and present teams
-        [n].
+        [n]; with the scope "tree" also new parents of n inner nodes, from their rows at the level above.
         """
         raise NotImplementedError

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from tierfed import __version__
 from tierfed import config as configs
-from tierfed.algorithms import known
+from tierfed.catalog import catalog
 from tierfed.config import Config
 from tierfed.data import DATASETS, heatmap
 from tierfed.errors import InputError, nearest
@@ -190,12 +190,8 @@ def show(
 
 @app.command()
 def algorithms(as_json: Json = False) -> None:
-    """All algorithms: where they come from, what travels, which models they give."""
-    rows = [
-        {"name": n, "paper": e.paper, "up": e.up, "down": e.down, "models": e.models}
-        for n, e in sorted(known().items())
-    ]
-    listing("Algorithms", rows, as_json)
+    """All algorithms: where they come from, what travels, which models they give, what they need."""
+    listing("Algorithms", catalog(), as_json)
 
 
 @app.command()
@@ -284,15 +280,16 @@ def load(
     out_dir: Path | None,
 ) -> Config:
     """The config of a command: file or preset, then --set, then the other options."""
-    tables = configs.assign(configs.read(source), sets)
+    names = [n.strip() for text in algorithm or () for n in text.split(",")]
+    named = [f"algorithm.name={json.dumps(names[0])}"] if names else []
+    if names and any(s.startswith("algorithm.name") for s in sets):
+        raise InputError("--algorithm and --set algorithm.name: give one of them")
+    tables = configs.assign(configs.read(source), [*named, *sets])
     for name in ("grid", "run", "data"):
         if not isinstance(tables.setdefault(name, {}), dict):
             raise InputError(f"{name} = {tables[name]!r}: wanted a table, [{name}]")
     grid = tables["grid"]
-    if algorithm:
-        names = [n.strip() for text in algorithm for n in text.split(",")]
-        tables = configs.assign(tables, [f"algorithm.name={json.dumps(names[0])}"])
-        grid = tables["grid"]
+    if names:
         grid["algorithms"] = [{"name": n} for n in names] if len(names) > 1 else []
     elif any(s.startswith("algorithm.name") for s in sets):
         grid["algorithms"] = []

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierfed.cost import Burst, CostSettings, RoundCost, Visit, clock, cloud_transfer, compute, link_distances, transfer
+from tierfed.peers import Chain
 from tierfed.topology import Topology
 
 Floats = npt.NDArray[np.float64]
@@ -34,12 +35,17 @@ class Clock:
         return cls(settings=settings, distances=distances, bits_per_sample=bits_per_sample, deadline_seconds=deadline)
 
     def price(
-        self, topology: Topology, ticks: Sequence[int], bursts: Sequence[Burst], visits: Sequence[Visit]
+        self,
+        topology: Topology,
+        ticks: Sequence[int],
+        bursts: Sequence[Burst],
+        visits: Sequence[Visit],
+        chains: Sequence[Chain] = (),
     ) -> RoundCost:
         """The cost of one round. :param ticks: bursts per visit of the nodes of each inner level"""
         colocated = topology.colocated or (False,) * topology.depth
         arguments = (topology.depth, ticks, self.settings, self.distances, self.bits_per_sample, colocated)
-        return clock(bursts, visits, *arguments, deadline_seconds=self.deadline_seconds)
+        return clock(bursts, visits, *arguments, deadline_seconds=self.deadline_seconds, chains=chains)
 
     def visit_seconds(
         self, topology: Topology, devices: Ints, down: Ints, up: Ints, samples: Ints, slow: Floats

@@ -2,6 +2,7 @@
 
 The formulas and numbers are those of EPFLU (ICWE 2024): path loss with exponent 1, Shannon capacity, CMOS energy.
 Distances are in the unit of the reference gain (distance 1), sizes on links in bytes, everything else in SI units.
+Links between devices, along which a sum travels, follow the links of the tree as one more level.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tierfed.peers import Chain
 from tierfed.settings import Positive
 
 Ints = npt.NDArray[np.int64]
@@ -17,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 _PURPOSE = 7
 _NEAREST, _FARTHEST = 1.0, 100.0
+Level = tuple[int, int, float, float]  # bytes down, bytes up, seconds, joules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,8 @@ class Visit:
 class RoundCost:
     """What one cloud round cost.
 
-    :param down_bytes: one number for each link level, cloud first
+    :param down_bytes: one number for each link level, cloud first; where sums travelled, a last one for the links
+        between devices
     :param up_bytes: likewise
     :param link_seconds: sum of all transfer times of a level, whether or not they ran in parallel
     :param link_joules: energy of all senders of a level, both directions
@@ -190,6 +194,7 @@ def clock(
     bits_per_sample: float,
     colocated: Sequence[bool],
     deadline_seconds: float = np.inf,
+    chains: Sequence[Chain] = (),
 ) -> RoundCost:
     """The cost of one cloud round from its trace.
 
@@ -205,12 +210,18 @@ def clock(
     device; the round lasts the sum of the cloud's bursts. A silent child delays its parent by its work, not by an
     upload. A parent waits for a device until the deadline, not longer.
 
+    Chains. Links between devices follow `transfer`. A device starts when the model has come to it along the path, and
+    hands it on at once; the sum leaves it when the sum of its predecessor and its own training are there, but waits for
+    its training until the deadline, not longer. A burst of a node with a chain lasts from the download of the first
+    device to the upload at the end. All lowest nodes have chains, or none has.
+
     :param depth_levels: number of link levels, 1 for a flat tree; the four sequences below have this length
     :param ticks_per_level: bursts per visit of the nodes of each depth, cloud first
     :param distances: for each link level, the distance of child id to its parent [children]
     :param bits_per_sample: size of one sample in training (EPFLU: 6,272 for MNIST, 24,576 for CIFAR)
     :param colocated: for each link level, whether both ends are in one machine
     :param deadline_seconds: how long the parent of a device waits for its reply
+    :param chains: the paths of the lowest bursts
     :raises ValueError: a sequence of another length, a burst outside the tree
     """
     lengths = {len(ticks_per_level), len(distances), len(colocated)}
@@ -223,17 +234,21 @@ def clock(
     busy, burnt = compute(bits_per_sample, work[2].astype(np.float64), settings)
     busy = busy * np.concatenate([np.empty(0), *(v.factor for v in visits)])
     times = _sums(work[0], work[1], busy)
-    levels: list[tuple[int, int, float, float]] = []
+    levels, peers = list[Level](), list[Level]()
     for depth in reversed(range(depth_levels)):
         links = _links([b for b in bursts if b.depth == depth], colocated[depth])
         spent, energy = _transfers(links, depth, settings, distances[depth])
         tick = links[0]
         child = spent.sum(0) + _lookup(times, tick, links[2])
-        patience = deadline_seconds if depth == depth_levels - 1 else np.inf
-        lasting = _longest(tick, links[1], np.minimum(child, patience))
+        if depth == depth_levels - 1 and chains:
+            lasting, level = _walked(chains, times, depth, settings, distances[depth], deadline_seconds)
+            peers.append(level)
+        else:
+            patience = deadline_seconds if depth == depth_levels - 1 else np.inf
+            lasting = _longest(tick, links[1], np.minimum(child, patience))
         times = _sums(lasting.tick // ticks_per_level[depth], lasting.node, lasting.seconds)
         levels.insert(0, (int(links[3].sum()), int(links[4].sum()), float(spent.sum()), float(energy.sum())))
-    down, up, seconds, joules = zip(*levels, strict=True)
+    down, up, seconds, joules = zip(*levels, *peers, strict=True)
     return RoundCost(
         down_bytes=down,
         up_bytes=up,
@@ -268,6 +283,44 @@ def _transfers(links: list[Ints], depth: int, settings: CostSettings, distances:
     if depth == 0:
         return cloud_transfer(bits, np.full(kids.shape, distances.mean()), settings)
     return transfer(bits, distances[kids], settings)
+
+
+def _walked(
+    chains: Sequence[Chain],
+    times: "_Times",
+    depth: int,
+    settings: CostSettings,
+    distances: Floats,
+    deadline_seconds: float,
+) -> tuple["_Times", Level]:
+    """How long the bursts with chains lasted, and the level of the links between devices.
+
+    :param times: computing of the devices
+    """
+    tick, devices = _columns([c.tick for c in chains], [[c.devices for c in chains]])
+    work = np.split(
+        np.minimum(_lookup(times, tick, devices), deadline_seconds), np.cumsum([len(c.devices) for c in chains])
+    )
+    ends, sizes = np.array([c.ends for c in chains]), np.array([(c.down_bytes, c.up_bytes) for c in chains])
+    starts, lands = (
+        _transfers([tick, tick, ends[:, way], sizes[:, way], 0 * sizes[:, way]], depth, settings, distances)[0][0]
+        for way in (0, 1)
+    )
+    lasting, seconds, joules = np.zeros(len(chains)), 0.0, 0.0
+    for j, c in enumerate(chains):
+        hops = len(c.devices) - 1
+        (hand, hand_joules), (send, send_joules) = (
+            transfer(np.full(len(d), 8.0 * size), d, settings)
+            for d, size in ((c.distances[:hops], c.down_bytes), (c.distances, c.up_bytes))
+        )
+        ready = starts[j] + np.append(0.0, np.cumsum(hand)) + work[j]
+        sent = np.append(0.0, np.cumsum(send[:hops]))
+        lasting[j] = (ready - sent).max() + sent[-1] + send[hops:].sum() + lands[j]
+        seconds += float(hand.sum() + send.sum())
+        joules += float(hand_joules.sum() + send_joules.sum())
+    down, up = np.sum([c.peer_bytes for c in chains], axis=0)
+    at = _Times(tick=np.array([c.tick for c in chains]), node=np.array([c.node for c in chains]), seconds=lasting)
+    return at, (int(down), int(up), seconds, joules)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -268,7 +268,14 @@ def _loop(
     session.export()
     trained = int(store.meta.get("round", 0)) - start
     return Result(
-        folder=path, rows=rows, events=happened, world=world, engine=engine, trained=trained, interrupted=interrupted
+        folder=path,
+        rows=rows,
+        events=happened,
+        world=session.world,  # with the teams that were formed
+        engine=engine,
+        recorded=session.ties.known,
+        trained=trained,
+        interrupted=interrupted,
     )
 
 

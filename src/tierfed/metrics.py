@@ -40,6 +40,19 @@ METRICS = pa.schema(
 """The columns of `metrics.parquet`, one measured number a row."""
 
 
+TIES = pa.schema(
+    [
+        pa.field("round", pa.int32(), nullable=False),
+        pa.field("node", pa.string(), nullable=False),
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("device", pa.string(), nullable=False),
+        pa.field("other", pa.string(), nullable=False),
+        pa.field("weight", pa.float64(), nullable=False),
+    ]
+)
+"""The columns of `ties.parquet`: at `node`, after `round`, what `device` gets holds `weight` of `layer` of `other`."""
+
+
 class Row(NamedTuple):
     """One row of `metrics.parquet`: what was measured, where, on which model."""
 

@@ -28,30 +28,33 @@ class Done(NamedTuple):
 
     finished: bool
     seconds: float
+    refused: str = ""  # why it could not run, where that is no error
 
 
-def run_all(runs: dict[str, Config], jobs: int, again: str, watch: Watcher | None = None) -> dict[str, Done]:
+def run_all(
+    runs: dict[str, Config], jobs: int, again: str, watch: Watcher | None = None, tolerant: bool = False
+) -> dict[str, Done]:
     """All runs from where they are, `jobs` at a time (0: as many as there are cores); those not begun are left out.
 
     :param again: how the work goes on, said when a process died
+    :param tolerant: what a run refuses is noted as `Done.refused`, and the others go on
     :raises InputError: a folder holds another run; whatever a run refuses; a process died
     """
     jobs = min(jobs or os.cpu_count() or 1, len(runs))
     if jobs <= 1:
-        return _in_turn(runs, watch)
+        return _in_turn(runs, watch, tolerant)
     context = multiprocessing.get_context("spawn")
     queue: Queue[Progress] = context.Queue()
     stop = context.Event()
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(queue, stop)) as pool:
         with _deaf():
-            futures = {n: pool.submit(_worker, _single(c)) for n, c in runs.items()}
+            futures = {n: pool.submit(_worker, _single(c), tolerant) for n, c in runs.items()}
         _follow(futures, queue, stop, watch)
     failed = {n: err for n, f in futures.items() if not f.cancelled() and (err := f.exception()) is not None}
     for name, err in failed.items():
         if isinstance(err, BrokenProcessPool):
             raise InputError(
-                f"a process died (killed, or out of memory); {again}; one run at a time takes the least "
-                "memory"
+                f"a process died (killed, or out of memory); {again}; one run at a time takes the least memory"
             ) from None
         raise InputError(f"{name}: {err}") from None if isinstance(err, InputError) else err
     return {n: f.result() for n, f in futures.items() if not f.cancelled()}
@@ -79,18 +82,23 @@ def carry_on(config: Config, watch: Watcher | None = None) -> bool:
     return not run(config, watch=watch).interrupted
 
 
-def _in_turn(runs: dict[str, Config], watch: Watcher | None) -> dict[str, Done]:
+def _in_turn(runs: dict[str, Config], watch: Watcher | None, tolerant: bool) -> dict[str, Done]:
     out: dict[str, Done] = {}
     for name, config in runs.items():
-        out[name] = _timed(config, watch)
-        if not out[name].finished:
+        out[name] = _timed(config, watch, tolerant)
+        if not (out[name].finished or out[name].refused):
             break
     return out
 
 
-def _timed(config: Config, watch: Watcher | None) -> Done:
+def _timed(config: Config, watch: Watcher | None, tolerant: bool) -> Done:
     start = time.monotonic()
-    return Done(carry_on(config, watch), time.monotonic() - start)
+    try:
+        return Done(carry_on(config, watch), time.monotonic() - start)
+    except InputError as err:
+        if not tolerant:
+            raise
+        return Done(False, time.monotonic() - start, str(err))
 
 
 def _follow(futures: "dict[str, Future[Done]]", queue: "Queue[Progress]", stop: Event, watch: Watcher | None) -> None:
@@ -132,10 +140,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _worker(config: Config) -> Done:
+def _worker(config: Config, tolerant: bool) -> Done:
     if _Parent.stop is not None and _Parent.stop.is_set():
         return Done(False, 0.0)
-    return _timed(config, _tell)
+    return _timed(config, _tell, tolerant)
 
 
 def _tell(progress: Progress) -> None:

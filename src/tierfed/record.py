@@ -11,6 +11,7 @@ from tierfed.cost import RoundCost
 from tierfed.engine import Engine, RoundLog
 from tierfed.engine.evaluate import models
 from tierfed.metrics import MODELS, Kind, Row, gain, higher_is_better, main_metric, per_sample_scores, summarize
+from tierfed.peers import PEER_LINK
 from tierfed.setup import World
 from tierfed.task import Task
 from tierfed.tree import Params, Tree
@@ -25,10 +26,16 @@ def kind(world: World) -> Kind:
     return "classification" if world.federation.classes else "regression"
 
 
-def cost_rows(world: World, round_: int, cost: RoundCost, clock_seconds: float) -> list[Row]:
-    """Bytes, seconds and joules of every link level and of the devices in one round."""
+def cost_rows(
+    world: World, round_: int, cost: RoundCost, clock_seconds: float, links: tuple[str, ...] = ()
+) -> list[Row]:
+    """Bytes, seconds and joules of every link level and of the devices in one round.
+
+    :param links: names of the link levels of the cost; those of the world's tree by default
+    """
     rows = []
-    for d, link in enumerate(world.topology.links):
+    levels = (*(links or world.topology.links), PEER_LINK)
+    for d, link in enumerate(levels[: len(cost.down_bytes)]):
         values = {
             "down_bytes": cost.down_bytes[d],
             "up_bytes": cost.up_bytes[d],
@@ -74,7 +81,7 @@ def node_name(world: World, depth: int, node: int) -> str:
 
 
 def events(world: World, round_: int, log: RoundLog) -> list[dict[str, Any]]:
-    """Moves between teams and faults of one round."""
+    """Moves between teams and between parents, and faults of one round."""
     links = world.topology.links
     out: list[dict[str, Any]] = [
         {
@@ -85,6 +92,16 @@ def events(world: World, round_: int, log: RoundLog) -> list[dict[str, Any]]:
             "to": world.team_name(b),
         }
         for i, a, b in log.moved
+    ]
+    out += [
+        {
+            "round": round_,
+            "event": "rebuild",
+            "node": node_name(world, level, i),
+            "from": node_name(world, level - 1, a),
+            "to": node_name(world, level - 1, b),
+        }
+        for level, i, a, b in log.reparented
     ]
     for event, counts in (("lost", log.lost), ("silent", log.silent)):
         out += [{"round": round_, "event": event, "link": links[d], "count": n} for d, n in sorted(counts.items())]

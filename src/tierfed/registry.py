@@ -93,6 +93,9 @@ REGISTRY: dict[str, Entry] = {
         "global, team, personal",
     ),
     "fmtl": _row("fmtl:FMTL", "Smith et al. 2017, arXiv 1705.10467", "change", "mean", "global, personal"),
+    "mocha": _row(
+        "mocha:MOCHA", "Smith et al. 2017, arXiv 1705.10467", "v = X alpha", "sum of others' v", "global, personal"
+    ),
     "fedamp": _row("fedamp:FedAMP", "Huang et al. 2021, arXiv 2007.03797", "model", "model", "personal"),
     "heurfedamp": _row(
         "fedamp:FedAMP", "Huang et al. 2021, arXiv 2007.03797", "model", "model", "personal", attention="cosine"
@@ -107,6 +110,8 @@ REGISTRY: dict[str, Entry] = {
     "demlearn-p": _row(
         "demlearn:DemLearn", "Nguyen et al. 2022, arXiv 2007.03278", "model", "model", "global, team, personal"
     ),
+    "epflu": _row("epflu:EPFLU", "EPFLU, ICWE 2024", "sum of all but BN", "all but BN", "personal"),
+    "ppt": _row("ppt:PPT", "Chen et al. 2022", "masked sum", "model", "global, team, personal"),
     "jobfed": _row(
         "jobfed:JobFed", "Song, Kharel, Jee, Ko, WWW 2026", "model, 2 losses", "all but BN", "global, team, personal"
     ),

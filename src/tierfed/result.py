@@ -17,6 +17,8 @@ from tierfed.errors import InputError, nearest
 from tierfed.metrics import Row, to_table
 from tierfed.record import headline
 from tierfed.setup import World
+from tierfed.ties import Ties
+from tierfed.ties import to_table as ties_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Result:
     events: list[dict[str, Any]] = field(repr=False)
     world: World = field(repr=False)
     engine: Engine = field(repr=False)
+    recorded: list[Ties] = field(repr=False)
+    """Who listens to whom, of every evaluation; `ties` is a table of it."""
     trained: int
     """Rounds of this call; none where a finished run was resumed."""
     interrupted: bool = False
@@ -52,6 +56,11 @@ class Result:
     def metrics(self) -> pa.Table:
         """All metrics in long form: round, tier, node, model, split, metric, value."""
         return to_table(self.rows)
+
+    @property
+    def ties(self) -> pa.Table:
+        """Who listens to whom in long form: round, node, layer, device, other, weight; empty where nobody mixes."""
+        return ties_table(self.world, self.recorded)
 
     @property
     def scores(self) -> dict[str, float]:

@@ -30,6 +30,10 @@ class Purpose(IntEnum):
     TEAMS = 7
     CLUSTERS = 8
     SAMPLE = 9
+    FORMATION = 10
+    PEERS = 11
+    PATH = 12
+    MASK = 13
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -13,13 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tierfed.config import Config
+from tierfed.cost import RoundCost
 from tierfed.engine import Engine
+from tierfed.formation import event, form, pending, with_teams
 from tierfed.metrics import Row, to_table, write_atomic
 from tierfed.record import cost_rows, device_rows, evaluate, events, headline, score_rows, trace_rows
 from tierfed.result import Progress, Watcher
 from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.store import DiskStore, MemoryStore, disk_error
+from tierfed.ties import TieRecord
 
 _EXPORT_SECONDS = 10.0
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
@@ -51,20 +54,41 @@ class Session:
         self.world, self.engine, self.store, self.path = world, engine, store, path
         self.rows, self.events, self.watch, self.baseline = rows, happened, watch, baseline
         self.pending: list[dict[str, Any]] = []
+        self.ties = TieRecord(store)
         self.exported = time.monotonic()
         self.clock_seconds = float(store.meta.get("clock_seconds", 0.0))
         self.bytes = int(store.meta.get("bytes", 0))
         self.scores: dict[str, float] = headline(rows)
-        self.constant = {"fingerprint": fingerprint(world.config), "data": identity}
+        self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
+        if "formed" in store.meta:
+            self._take_teams(store.meta["formed"])
 
     def note(self, event: dict[str, Any]) -> None:
         """An event of this process, not of the training: it is exported, but no part of the checkpoint."""
         self.events.append(event)
 
     def begin(self) -> None:
-        """The state before the first round, evaluated and committed."""
-        found = score_rows(self.world, 0, evaluate(self.world, self.engine, self.world.config.eval.post), self.baseline)
-        self._finish(0, found, [{"round": 0, "event": "start"}], "", True, True)
+        """The state before the first round, evaluated and committed; teams that are to be formed are formed before."""
+        rows: list[Row] = []
+        happened: list[dict[str, Any]] = [{"round": 0, "event": "start"}]
+        if pending(self.world):
+            formation = form(self.world)
+            self._take_teams(formation.teams.tolist())
+            self.engine.set_topology(self.world.topology)
+            self._count(formation.cost)
+            rows += cost_rows(self.world, 0, formation.cost, self.clock_seconds, links=("cloud-device",))
+            happened.append(event(self.world, formation))
+        rows += score_rows(self.world, 0, evaluate(self.world, self.engine, self.world.config.eval.post), self.baseline)
+        happened += self.ties.measure(self.world, self.engine, 0)
+        self._finish(0, rows, happened, "", True, True)
+
+    def _take_teams(self, teams: list[int]) -> None:
+        self.world = with_teams(self.world, teams)
+        self.constant["formed"] = teams
+
+    def _count(self, cost: RoundCost) -> None:
+        self.clock_seconds += cost.round_seconds
+        self.bytes += sum(cost.down_bytes) + sum(cost.up_bytes)
 
     def round(self) -> None:
         """One round of the cloud."""
@@ -72,10 +96,13 @@ class Session:
         log = self.engine.step()
         number = self.engine.round
         cost = self.world.clock.price(
-            self.engine.topology, [self.engine.bursts(d) for d in range(self.engine.depth)], log.bursts, log.visits
+            self.engine.topology,
+            [self.engine.bursts(d) for d in range(self.engine.depth)],
+            log.bursts,
+            log.visits,
+            log.chains,
         )
-        self.clock_seconds += cost.round_seconds
-        self.bytes += sum(cost.down_bytes) + sum(cost.up_bytes)
+        self._count(cost)
         rows = cost_rows(self.world, number, cost, self.clock_seconds)
         rows += trace_rows(self.world, self.engine, number, log)
         happened = events(self.world, number, log)
@@ -84,6 +111,7 @@ class Session:
         evaluated = last or number % config.eval.every == 0
         if evaluated:
             rows += score_rows(self.world, number, evaluate(self.world, self.engine, config.eval.post), self.baseline)
+            happened += self.ties.measure(self.world, self.engine, number)
         if stopped:
             happened.append({"round": number, "event": "stop", "rule": stopped})
         self._finish(number, rows, happened, stopped, evaluated, last or number % config.run.checkpoint_every == 0)
@@ -100,6 +128,7 @@ class Session:
                     self.rows += entry["rows"]
                     self.events += entry["events"]
                 self.pending = []
+                self.ties.committed()
         if evaluated:
             self.scores = headline(rows)
         if time.monotonic() - self.exported > _EXPORT_SECONDS:
@@ -124,8 +153,10 @@ class Session:
         with uninterrupted(), on_disk(self.path):
             write_atomic(self.path / "metrics.parquet", to_table(self.rows))
             write_atomic(self.path / "events.jsonl", "".join(json.dumps(e) + "\n" for e in self.events))
-            if not (self.path / "devices.parquet").exists():
+            known = "formed" in self.constant or not pending(self.world)
+            if known and not (self.path / "devices.parquet").exists():
                 write_atomic(self.path / "devices.parquet", pa.Table.from_pylist(list(device_rows(self.world))))
+            self.ties.export(self.world, self.path)
         self.exported = time.monotonic()
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
+from tierfed.checks import check_memory, check_needs, check_participation
 from tierfed.clock import Clock
 from tierfed.config import Config
 from tierfed.data import Dataset, Federation, federate, load
@@ -21,7 +22,7 @@ from tierfed.rng import Purpose, generator
 from tierfed.store import Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
-from tierfed.tree import nbytes
+from tierfed.tree import nbytes, take
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _CACHE_BYTES, _GPU_BYTES, _MOST_AT_ONCE = 1 << 24, 1 << 30, 256
@@ -104,15 +105,15 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
     task = Task(module.to(device=device, dtype=dtype), loss, config.model.weight_decay, public)
     batch = None if config.data.batch == "all" else config.data.batch
     plan = Plan(x=x, y=y, train=train, held=federation.val, batch=batch, seed=seed, dtype=dtype)
-    check_batches(task, plan, federation)
-    if getattr(algorithm, "needs_held", False):
-        check_held(config, federation)
+    check_needs(config, algorithm, task, plan, federation)
     topology = build_topology(config.topology, plan.samples, seed, federation.natural, federation.label_counts())
     task.verify(
         x[torch.from_numpy(train[0][: plan.width(0)]).to(device)],
         y[torch.from_numpy(train[0][: plan.width(0)]).to(device)],
     )
-    algorithm.tiers(task, topology.shape)
+    check_participation(str(config.algorithm.get("name")), algorithm, topology)
+    shared, tiers = take(task.init(), algorithm.shared(task)), algorithm.tiers(task, topology.shape)
+    check_memory(str(config.algorithm.get("name")), tiers, topology, shared)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
     return World(
         config=config,
@@ -174,24 +175,3 @@ def share_with_cloud(train: Any, share: float, seed: int) -> Any:
         given.append(rows[np.sort(order[:n])])
         kept.append(rows[np.sort(order[n:])])
     return tuple(kept), np.sort(np.concatenate(given))
-
-
-def check_batches(task: Task, plan: Plan, federation: Federation) -> None:
-    """Batch norm cannot train on a batch of one sample."""
-    for i, name in enumerate(federation.devices):
-        if task.norms and plan.width(i) < 2:
-            raise InputError(
-                f"device {name!r} trains on batches of one sample, but the model has batch norm, which needs two; "
-                "set data.batch and data.min_samples to 2 or more, or take a model without batch norm"
-            )
-
-
-def check_held(config: Config, federation: Federation) -> None:
-    """The algorithm measures on local validation data."""
-    empty = [n for n, rows in zip(federation.devices, federation.val, strict=True) if not len(rows)]
-    if empty:
-        raise InputError(
-            f"{config.algorithm.get('name')} measures its losses on held-out local data, but {len(empty)} devices have "
-            f"none (the first is {empty[0]!r}); set data.split.val (now {config.data.split.val}) or data.min_samples "
-            "higher"
-        )

@@ -157,7 +157,15 @@ class Task:
         return [k for k in self.keys if k.rpartition(".")[0] in layers]
 
     def head_keys(self, depth: int = 1) -> list[str]:
-        """All entries of the last `depth` layers."""
+        """All entries of the last `depth` layers.
+
+        :raises InputError: the model has fewer
+        """
+        if depth > len(self.layers):
+            raise InputError(
+                f"depth = {depth} layers, but the model has {len(self.layers)} ({', '.join(self.layers)}); wanted at "
+                f"most {len(self.layers)}"
+            )
         return self.layer_keys(self.layers[-depth:] if depth else [])
 
     def outputs(self, params: Params, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tierfed.settings import Count, Natural
 
 Ids = npt.NDArray[np.int64]
 UNITS = ("samples", "devices", "children")
+FORMED = ("ifca", "cfl")  # teams that a formation finds before round 1, see `tierfed.formation`
 Number = Annotated[int, Ge(1)]
 Part = Annotated[float, Gt(0), Le(1)]
 
@@ -26,9 +27,12 @@ class TopologySettings:
     fogs: Literal["auto"] | Natural | tuple[Count, ...] = "auto"
     """Nodes per level between cloud and devices: 0 flat, 5 = five teams, [2, 6] = two regions over six teams;
     "auto": one team per natural team of the data, flat without any."""
-    teams: Literal["auto", "natural", "random", "sequential", "worst", "average"] = "auto"
+    teams: Literal["auto", "natural", "random", "sequential", "worst", "average", "ifca", "cfl"] = "auto"
     """How devices form teams: natural (the data's), random, sequential, by label ranges that are disjoint ("worst") or
-    overlap ("average"); "auto": natural where the data have teams, else random."""
+    overlap ("average"), by the clusters that IFCA or CFL finds before round 1; "auto": natural where the data have
+    teams, else random."""
+    formation_rounds: Count = 10
+    """Rounds of IFCA or CFL that form the teams, with the local training of [algorithm]; their cost is counted."""
     clusters: Natural = 0
     """Clusters of devices inside every fog: one more level, on the fog's own machine."""
     participation: Number | Part | tuple[Number | Part, ...] = 1.0
@@ -104,7 +108,25 @@ class Topology:
         """The same tree with other teams: teams[i] = the lowest inner node of device i. Ids stay, and what is stored
         by id.
         """
-        return replace(self, parents=(*self.parents[:-1], np.asarray(teams, np.int64)))
+        return self.rebuilt((*self.parents[:-1], teams))
+
+    def rebuilt(self, parents: Sequence[npt.ArrayLike]) -> "Topology":
+        """The same nodes with other parents, all levels from the cloud down."""
+        return replace(self, parents=tuple(np.asarray(p, np.int64) for p in parents))
+
+    def flattened(self, seed: int) -> "Topology":
+        """The same devices right below the cloud, polled as their fogs would: the share of the lowest link, or its
+        number times the fogs.
+        """
+        share = self.policies[-1].sample
+        sample = min(share * self.nodes[-1], self.devices) if isinstance(share, int) else share
+        return Topology(
+            parents=(np.zeros(self.devices, np.int64),),
+            policies=(Policy(sample=sample),),
+            samples=self.samples,
+            nodes=(1,),
+            seed=seed,
+        )
 
     @cached_property
     def _csr(self) -> list[tuple[Ids, Ids]]:
@@ -227,12 +249,15 @@ def build_topology(
     seed: int = 0,
     natural: Ids | None = None,
     labels: npt.NDArray[np.int64] | None = None,
+    formed: Ids | None = None,
 ) -> Topology:
     """The tree of a config over N devices.
 
     :param samples: training samples per device [N]
     :param natural: the natural team of each device [N], if the data have teams
     :param labels: see `form_teams`
+    :param formed: the team of each device [N] that a formation has found; some teams may be empty. Before the formation
+        the devices are dealt out in order
     :raises InputError: the settings do not fit each other or the data
     """
     devices = len(samples)
@@ -249,13 +274,21 @@ def build_topology(
             )
     parents = [np.arange(n) * m // n for m, n in zip((1, *fogs), fogs, strict=False)]
     kind = settings.teams if settings.teams != "auto" else "natural" if natural is not None else "random"
-    teams = form_teams(kind, fogs[-1], devices, seed, natural, labels) if fogs else np.zeros(devices, np.int64)
+    if kind in FORMED and not fogs:
+        raise InputError(
+            f"topology.teams = {kind!r}, but the tree is flat; set topology.fogs to the number of teams to form"
+        )
+    if formed is not None:
+        teams = formed
+    else:
+        first = "sequential" if kind in FORMED else kind
+        teams = form_teams(first, fogs[-1], devices, seed, natural, labels) if fogs else np.zeros(devices, np.int64)
     nodes, colocated = (1, *fogs), (False,) * (len(fogs) + 1)
     if settings.clusters:
         if not fogs:
             raise InputError("topology.clusters needs fogs: set topology.fogs to the number of teams")
         parents.append(np.repeat(np.arange(fogs[-1]), settings.clusters))
-        teams = _clusters(teams, fogs[-1], settings.clusters, seed)
+        teams = _clusters(teams, fogs[-1], settings.clusters, seed, spare=kind in FORMED)
         nodes, colocated = (*nodes, fogs[-1] * settings.clusters), (*colocated[:-1], True, False)
     tree = (*(np.asarray(p, np.int64) for p in parents), teams)
     topology = Topology(
@@ -266,16 +299,18 @@ def build_topology(
         seed=seed,
         colocated=colocated,
     )
-    _check_participation(topology)
+    _check_participation(topology, formed=kind in FORMED)
+    if kind == "cfl":
+        _check_cfl(topology)
     return topology
 
 
-def _clusters(teams: Ids, fogs: int, clusters: int, seed: int) -> Ids:
-    """A random first clustering inside every fog, as even as possible."""
+def _clusters(teams: Ids, fogs: int, clusters: int, seed: int, spare: bool = False) -> Ids:
+    """A random first clustering inside every fog, as even as possible. :param spare: clusters may be empty"""
     out = np.empty_like(teams)
     for k in range(fogs):
         mine = np.flatnonzero(teams == k)
-        if len(mine) < clusters:
+        if len(mine) < clusters and not spare:
             raise InputError(
                 f"topology.clusters = {clusters}, but fog {k} has {len(mine)} devices: a cluster would have no "
                 "devices; take fewer clusters"
@@ -305,12 +340,24 @@ def _policies(settings: TopologySettings, depth: int) -> tuple[Policy, ...]:
     )
 
 
-def _check_participation(topology: Topology) -> None:
+def _check_participation(topology: Topology, formed: bool) -> None:
     for d, policy in enumerate(topology.policies):
-        most = int(np.bincount(topology.parents[d]).max())
+        of_anybody = formed and d == topology.depth - 1  # how many devices a team gets is not known yet
+        most = topology.devices if of_anybody else int(np.bincount(topology.parents[d]).max())
         if isinstance(policy.sample, int) and policy.sample > most:
             above, below = topology.levels[d], topology.levels[d + 1]
             raise InputError(
                 f"topology.participation asks for {policy.sample} participants per {above}, "
                 f"but no {above} has more than {most} {below}s; take a smaller number or a share (1.0 = all)"
             )
+
+
+def _check_cfl(topology: Topology) -> None:
+    flat = topology.flattened(topology.seed)
+    polled = len(flat.poll(0, 0, 0, 0))
+    if polled < topology.devices:
+        raise InputError(
+            f"topology.teams = 'cfl', but {polled} of {topology.devices} devices take part in a round, and CFL parts a "
+            "cluster only when it hears all of it; let all devices take part (topology.participation), or take "
+            "topology.teams = 'ifca'"
+        )

@@ -338,3 +338,34 @@ def test_usage_errors_exit_with_2(shell: Shell) -> None:
         code, out, err = shell(*arguments)
         assert (code, out) == (2, "")
         assert "Usage" in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("-a", "fedbn", "--set", "model.options.batch_norm=false"), "the model 'mlp' has no batch norm; take one"),
+        (("-a", "jobfed", "--set", "model.name=mclr", "--set", "model.options={}"), "has no batch norm"),
+        (("-a", "heurpfedla", "--set", "algorithm.retain=4"), "retain = 4 layers, but the model has 3 (fc1, bn1, fc2)"),
+        (("-a", "fedper", "--set", "algorithm.depth=4"), "depth = 4 layers, but the model has 3"),
+        (("-a", "finetune", "--set", "algorithm.depth=4", "--set", "algorithm.tune=head"), "depth = 4 layers"),
+        (("-a", "cfl", "--set", "topology.participation=0.5"), "cfl needs every device in every round"),
+        (("-a", "fedfomo", "--set", "data.split.val=0.0"), "held-out local data"),
+        (("-a", "mocha"), "take model.name = 'mclr'"),
+        (
+            ("-a", "mocha", "--set", "model.name=mclr", "--set", "model.options={}", "--set", "algorithm.samples=5"),
+            "mocha has room for 5 training samples per device, but device '0' has 15 in whole batches",
+        ),
+        (
+            ("-a", "pfedhn", "--set", "model.options.hidden=[100000]", "--set", "algorithm.width=50000"),
+            "the nodes above the devices would need",
+        ),
+        (("-a", "fedavg", "--set", "algorithm.name=local"), "--algorithm and --set algorithm.name: give one of them"),
+    ],
+)
+def test_a_method_that_does_not_get_what_it_needs(shell: Shell, settings: tuple[str, ...], message: str) -> None:
+    assert message in shell.bad("run", "toy.toml", *settings)
+
+
+def test_settings_go_to_the_algorithm_that_is_chosen_beside_them(shell: Shell) -> None:
+    shell.good("run", "toy.toml", "-a", "fedprox", "--set", "algorithm.mu=0.5", "--rounds", "1", "--out", "r")
+    assert "mu = 0.5" in (shell.folder / "r" / "config.toml").read_text()

@@ -82,10 +82,9 @@ def test_run_out_of_the_config_and_default_folder(shell: Shell) -> None:
 
 
 def test_another_algorithm_keeps_the_local_training(shell: Shell) -> None:
-    base = ("--set", "algorithm.lr=0.03", "--set", "algorithm.mu=0.5", "--set", "algorithm.name=fedprox")
-    code, _, err = shell("show", "toy.toml", *base, "--json")
-    assert code == 0, err
-    shell.good("run", "toy.toml", *base, "-a", "scaffold", "--out", "r", *SHORT)
+    text = (shell.folder / "toy.toml").read_text()
+    (shell.folder / "prox.toml").write_text(text.replace('name = "fedavg"', 'name = "fedprox"\nmu = 0.5\nlr = 0.03'))
+    shell.good("run", "prox.toml", "-a", "scaffold", "--out", "r", *SHORT)
     config = tomllib.loads((shell.folder / "r" / "config.toml").read_text())
     assert config["algorithm"] == {"name": "scaffold", "lr": 0.03}
 
@@ -162,7 +161,7 @@ def test_show_needs_no_plotly_but_a_plot_does(shell: Shell, monkeypatch: pytest.
 
 def test_algorithms_and_datasets(shell: Shell) -> None:
     rows = told(shell.good("algorithms", "--json"))
-    assert {"name", "paper", "up", "down", "models"} == set(rows[0])
+    assert {"name", "paper", "up", "down", "fog to cloud", "models", "needs", "all devices"} == set(rows[0])
     assert {"jobfed", "fedavg", "local"} <= {r["name"] for r in rows}
     sets = told(shell.good("datasets", "--json"))
     assert {s["name"]: s["here"] for s in sets}["watch"] is True

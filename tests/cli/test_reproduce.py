@@ -91,7 +91,7 @@ class TestStudies:
         settings = {k: v for k, v in config.algorithm.items() if k != "name"}
         if case.algorithm in known():
             make(case.algorithm, settings)
-        shape = (3, 32, 32) if case.source.startswith("cifar") else (1, 28, 28)
+        shape = (3, 32, 32) if case.source.startswith("cifar") else (9, 50) if case.source == "uci_har" else (1, 28, 28)
         build_model(config.model.name, shape, LABELS, config.model.options, 0)
 
     @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda s: s.name)

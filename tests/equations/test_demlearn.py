@@ -1,11 +1,14 @@
-"""DemLearn: down towards the parent, up by leaf counts, its limits, and new teams of devices that are alike."""
+"""DemLearn: down towards the parent, up by leaf counts, its limits, new teams of devices that are alike,
+and a new tree above them."""
 
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
+import tierfed
+from support import ENGINES, apart, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.demlearn import DemLearn
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.keep_local import KeepLocal
@@ -109,3 +112,125 @@ def test_what_is_evaluated(kind: str) -> None:
     got = [float(p["w"]) for p in (m.global_model, m.team, m.personal_pre, m.personal_post)]
     pre = (5.75 + 4.625) / 2
     assert got == [6.0, 3.25, pre, pre - 0.5 * (pre - 8.0)]
+
+
+# Two kinds of devices, left and right, in two groups each, above and below; their mean is zero.
+GROUPS = [(10.0, 3.0), (-10.0, 3.0), (10.0, -3.0), (-10.0, -3.0)]
+
+
+def regions(kind: str, groups: list[int], teams: list[int], **changes: Any) -> Engine:
+    """Four fogs, of which the first two are below region 0."""
+    a = [(x + 0.1 * i, y) for i, (x, y) in enumerate(GROUPS[g] for g in groups)]
+    task, plan = quad(a)
+    settings = TopologySettings(fogs=(2, 4), teams="natural")
+    algorithm = DemLearn(**{"lr": 0.5, "a": 0.5, "mu": 0.0, "rebuild": 1, **changes})
+    return make_engine(kind, algorithm, task, plan, settings, natural=teams)
+
+
+def alike(names: Any, groups: list[int]) -> bool:
+    """Whether nodes or devices have the same name exactly where they are of the same group."""
+    a, b = np.asarray(names), np.asarray(groups)
+    return bool(((a[:, None] == a) == (b[:, None] == b)).all())
+
+
+@kinds
+@pytest.mark.parametrize("similarity", ["updates", "weights"])
+def test_fogs_of_one_kind_come_below_one_region(kind: str, similarity: str) -> None:
+    """Fog g holds group g. The fogs report half of their groups' optima: 0 and 2 lie right, 1 and 3 left."""
+    engine = regions(kind, [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 2, 2, 3, 3], similarity=similarity)
+    assert engine.topology.parents[1].tolist() == [0, 0, 1, 1]
+    log = engine.step()
+    assert engine.topology.parents[1].tolist() == [0, 1, 0, 1]
+    assert engine.topology.parents[2].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert (log.moved, log.reparented) == ([], [(2, 1, 0, 1), (2, 2, 1, 0)])
+    assert engine.step().reparented == []
+
+
+@kinds
+@pytest.mark.parametrize("similarity", ["updates", "weights"])
+def test_the_whole_tree_is_found_from_mixed_teams(kind: str, similarity: str) -> None:
+    """Each team has a left and a right device. The first rebuild finds the groups of devices; the fogs have reported
+    mixtures, which differ in height only. The second one goes by what the new teams have reported."""
+    groups = [0, 1, 2, 3, 0, 1, 2, 3]
+    engine = regions(kind, groups, [0, 0, 1, 1, 2, 2, 3, 3], similarity=similarity)
+    log = engine.step()
+    fogs = engine.topology.parents[2]
+    assert alike(fogs, groups)
+    assert alike(engine.topology.parents[1], [0, 1, 0, 1])
+    assert log.moved
+    run(engine, 1)
+    assert (engine.topology.parents[2] == fogs).all()
+    assert alike(engine.topology.parents[1][fogs], [g % 2 for g in groups])
+    log = engine.step()
+    assert (log.moved, log.reparented) == ([], [])
+
+
+@kinds
+def test_a_region_is_the_mean_of_its_new_fogs(kind: str) -> None:
+    """Weighted by leaves: fog 0 has three devices, fog 2 one."""
+    engine = run(regions(kind, [0, 0, 0, 1, 1, 2, 3, 3], [0, 0, 0, 1, 1, 2, 3, 3]), 2)
+    fogs = [engine.kept(2, k)["params"]["w"] for k in range(4)]
+    assert gap(engine.kept(1, 0)["params"]["w"], (3 * fogs[0] + fogs[2]) / 4) < 1e-14
+    assert gap(engine.kept(1, 1)["params"]["w"], (fogs[1] + fogs[3]) / 2) < 1e-14
+
+
+@kinds
+def test_the_rebuilt_tree_is_in_the_checkpoint(kind: str) -> None:
+    mixed = [0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3]
+    engine, fresh = run(regions(kind, *mixed), 2), regions(kind, *mixed)
+    fresh.restore(engine.meta())
+    assert fresh.round == 2
+    for now, before in zip(fresh.topology.parents, engine.topology.parents, strict=True):
+        assert now.tolist() == before.tolist()
+
+
+@kinds
+def test_clusters_stay_on_the_machine_of_their_fog(kind: str) -> None:
+    tree = TopologySettings(fogs=2, clusters=2)
+    engine = make_engine(kind, DemLearn(rebuild=1), toy_task(), toy_plan(), tree)
+    logs = [engine.step() for _ in range(3)]
+    assert engine.topology.parents[1].tolist() == [0, 0, 1, 1]
+    assert any(log.moved for log in logs)
+
+
+def test_the_smallest_team_is_one_of_devices() -> None:
+    """Three of four to the right, two of each kind wanted: the nearest one moves if they are devices."""
+    at = torch.tensor([[10.0, 0.0], [10.0, 1.0], [9.0, -2.0], [-29.0, 1.0]], dtype=torch.float64)
+    algorithm, before = DemLearn(min_team_size=2), np.array([0, 0, 0, 1])
+    assert algorithm.regroup({"node": at}, before, 2, 0).tolist() == [0, 0, 0, 1]
+    assert sorted(np.bincount(algorithm.regroup({"device": at}, before, 2, 0)).tolist()) == [2, 2]
+
+
+def test_engines_agree_with_an_empty_region() -> None:
+    found = []
+    for kind in ENGINES:
+        engine = regions(kind, [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 2, 2, 3, 3], rebuild=2)
+        engine.set_topology(
+            engine.topology.rebuilt((engine.topology.parents[0], [1, 1, 1, 1], [0, 0, 1, 1, 2, 2, 0, 1]))
+        )
+        logs = [engine.step() for _ in range(2)]
+        found.append((engine, [log.link_bytes() for log in logs], logs[1].reparented))
+    (serial, *told), (vectorized, *said) = found
+    assert told == said
+    assert told[1]
+    assert apart(serial, vectorized) < 1e-14
+
+
+def test_a_run_tells_of_new_parents() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(96, 2)) + np.repeat(np.arange(8) % 4, 12)[:, None]
+    columns = {"a": x[:, 0], "b": x[:, 1], "label": np.arange(96) % 2, "device": np.repeat(np.arange(8), 12)}
+    config = {
+        "run": {"rounds": 2, "threads": 1},
+        "algorithm": {"name": "demlearn", "rebuild": 1},
+        "topology": {"fogs": [2, 4]},
+        "eval": {"post": False},
+    }
+    result = tierfed.run(config, data=columns, folder=False)
+    moves = [e for e in result.events if e["event"] == "rebuild"]
+    parents = {f"fog {k}": f"region {p}" for k, p in enumerate([0, 0, 1, 1])}
+    for e in moves:
+        assert parents[e["node"]] == e["from"]
+        parents[e["node"]] = e["to"]
+    assert moves
+    assert list(parents.values()) == [f"region {p}" for p in result.engine.topology.parents[1]]

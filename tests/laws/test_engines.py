@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from laws.cases import CASES, fits
+from laws.cases import CASES, fits, task_of
 from laws.world import (
     DEVICES,
     FLOAT64,
@@ -20,7 +20,7 @@ from laws.world import (
     trees,
     walked,
 )
-from support import apart, gap, make_engine, toy_task
+from support import apart, gap, make_engine
 from tierfed.engine.vectorized import Vectorized
 
 PLACES = [(name, tree) for name in CASES for tree in TREES if fits(name, tree)]
@@ -37,14 +37,14 @@ def agree(a: Trace, b: Trace, limit: float = FLOAT64) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("name", "tree"), PLACES)
 def test_engines_agree(name: str, tree: str, mode: str) -> None:
-    task, plan = toy_task(), small_plan()
+    task, plan = task_of(name), small_plan()
     both = [walked(kind, CASES[name], task, plan, tree, MODES[mode]) for kind in ("serial", "vectorized")]
     agree(both[0], both[1])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_engines_agree_with_dropout_layers(name: str) -> None:
-    task, plan = toy_task(dropout=0.3), small_plan()
+    task, plan = task_of(name, dropout=0.3), small_plan()
     both = [walked(kind, CASES[name], task, plan, "4 tiers", MODES["lossy"], 2) for kind in ("serial", "vectorized")]
     agree(both[0], both[1])
 
@@ -52,7 +52,7 @@ def test_engines_agree_with_dropout_layers(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_engines_agree_in_float32(name: str) -> None:
     """A smooth activation: a ReLU's kink would turn rounding into another path."""
-    task, plan = toy_task(torch.nn.Tanh, torch.float32), small_plan(dtype=torch.float32)
+    task, plan = task_of(name, torch.nn.Tanh, torch.float32), small_plan(dtype=torch.float32)
     both = [walked(kind, CASES[name], task, plan, "4 tiers", MODES["lossy"], 2) for kind in ("serial", "vectorized")]
     assert [happened(log) for log in both[0].logs] == [happened(log) for log in both[1].logs]
     assert relative(by_name(both[0].engine), by_name(both[1].engine)) <= 1e-5
@@ -60,7 +60,7 @@ def test_engines_agree_in_float32(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_chunks_do_not_matter(name: str) -> None:
-    task, plan = toy_task(), small_plan()
+    task, plan = task_of(name), small_plan()
 
     def after(size: int) -> Trace:
         engine = make_engine("vectorized", CASES[name], task, plan, trees(0.7)["4 tiers"], MODES["lossy"].faults)
@@ -76,7 +76,7 @@ def test_chunks_do_not_matter(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in CASES if fits(n, "3 tiers")])
 def test_engines_agree_while_devices_change_team(name: str) -> None:
     """New teams before every round, one in the middle of them empty: what is stored by id follows its device."""
-    task, plan, rng = toy_task(), small_plan(), np.random.default_rng(7)
+    task, plan, rng = task_of(name), small_plan(), np.random.default_rng(7)
     teams = [np.array([0, 2, 3])[rng.integers(0, 3, DEVICES)] for _ in range(2)]
 
     def after(kind: str) -> Trace:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from laws.cases import CASES, fits
+from laws.cases import CASES, fits, task_of
 from laws.world import DEVICES, by_name, evaluated, small_plan, trace, trees
 from support import ENGINES, gap, make_engine, toy_task
 from tierfed.algorithms import make
@@ -15,7 +15,7 @@ from tierfed.tree import mix, take
 
 def after(kind: str, name: str, rounds: int = 2) -> Engine:
     tree = "3 tiers" if fits(name, "3 tiers") else "clusters"
-    return trace(make_engine(kind, CASES[name], toy_task(), small_plan(), trees(0.7)[tree]), rounds).engine
+    return trace(make_engine(kind, CASES[name], task_of(name), small_plan(), trees(0.7)[tree]), rounds).engine
 
 
 @pytest.mark.parametrize(("name", "kind"), [(n, "vectorized") for n in CASES] + [("jobfed", "serial")])

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from laws.cases import CASES, fits
+from laws.cases import CASES, fits, task_of
 from laws.world import DEVICES, MODES, Exactly, by_name, happened, small_plan, trace, trees
 from support import ENGINES, Ids, apart, gap, make_engine, records, run, toy_task
 from tierfed.algorithm import Algorithm
@@ -36,7 +36,7 @@ def table(engine: Engine, name: str) -> dict[int, Tree]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_cloud_that_hears_nobody_keeps_its_state(name: str, kind: str) -> None:
     tree = "3 tiers" if fits(name, "3 tiers") else "clusters"
-    engine = make_engine(kind, CASES[name], toy_task(), small_plan(), trees()[tree], Faults(loss=(1.0, 0.0, 0.0)))
+    engine = make_engine(kind, CASES[name], task_of(name), small_plan(), trees()[tree], Faults(loss=(1.0, 0.0, 0.0)))
     before = engine.kept(0, 0)
     run(engine, 1)
     assert gap(engine.kept(0, 0), before) == 0.0
@@ -47,7 +47,7 @@ def test_a_cloud_that_hears_nobody_keeps_its_state(name: str, kind: str) -> None
 @pytest.mark.parametrize("name", CASES)
 def test_who_is_away_stays_as_it_was(name: str, kind: str) -> None:
     engine = make_engine(
-        kind, CASES[name], toy_task(), small_plan(), trees()["clusters"], Faults(dropout=(0.0, 0.0, 1.0))
+        kind, CASES[name], task_of(name), small_plan(), trees()["clusters"], Faults(dropout=(0.0, 0.0, 1.0))
     )
     before = engine.kept(0, 0)
     log = engine.step()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from laws.cases import CASES, liftable
+from laws.cases import CASES, liftable, task_of
 from laws.world import ROUNDS, by_name, small_plan, trees
 from support import gap, make_engine, run, toy_task
 from tierfed.engine.base import Engine
@@ -14,9 +14,9 @@ def without_fogs(engine: Engine) -> Tree:
     return {k: v for k, v in by_name(engine).items() if k.partition("/")[0] in ("own", "kept0", "rows0")}
 
 
-@pytest.mark.parametrize("name", liftable(toy_task()))
+@pytest.mark.parametrize("name", liftable())
 def test_relays_are_not_there(name: str) -> None:
-    task, plan = toy_task(), small_plan()
+    task, plan = task_of(name), small_plan()
     flat, *others = (
         without_fogs(run(make_engine("vectorized", CASES[name], task, plan, settings), ROUNDS))
         for settings in trees().values()

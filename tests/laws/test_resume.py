@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from laws.cases import CASES, fits
+from laws.cases import CASES, fits, task_of
 from laws.world import DEVICES, MODES, by_name, happened, small_plan, trace, trees
-from support import gap, make_engine, records, toy_task
+from support import gap, make_engine, records
 from tierfed.engine.base import Engine
 from tierfed.store import DiskStore, MemoryStore, Store
 from tierfed.tree import Tree
@@ -19,7 +19,7 @@ def tree_of(name: str) -> str:
 
 def build(name: str, kind: str, store: Store) -> Engine:
     settings = trees(0.7)[tree_of(name)]
-    return make_engine(kind, CASES[name], toy_task(), small_plan(), settings, MODES["lossy"].faults, store=store)
+    return make_engine(kind, CASES[name], task_of(name), small_plan(), settings, MODES["lossy"].faults, store=store)
 
 
 def regroup(engine: Engine) -> None:

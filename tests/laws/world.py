@@ -104,7 +104,8 @@ def happened(log: RoundLog) -> dict[str, Any]:
         for v in log.visits
         for i, n, f in zip(v.devices, v.samples, v.factor, strict=True)
     )
-    return {"links": links, "visits": visits, "lost": log.lost, "silent": log.silent, "moved": sorted(log.moved)}
+    moved = {"moved": sorted(log.moved), "reparented": sorted(log.reparented)}
+    return {"links": links, "visits": visits, "lost": log.lost, "silent": log.silent, **moved}
 
 
 def evaluated(engine: Engine, devices: Ids | None = None) -> Tree:

@@ -63,7 +63,7 @@ def test_import_is_light() -> None:
 def test_ten_lines_for_an_own_model_and_table(tmp_path: Path) -> None:
     frame = pa.table(columns())
     result = tierfed.run(
-        {"algorithm": {"name": "jobfed"}, "run": {"rounds": 2, "out": str(tmp_path / "r")}, "data": {"batch": 4}},
+        {"algorithm": {"name": "ditto"}, "run": {"rounds": 2, "out": str(tmp_path / "r")}, "data": {"batch": 4}},
         data=frame,
         module=Net(),
     )
@@ -149,7 +149,11 @@ def test_a_data_set_is_taken_as_it_is() -> None:
         ({"data": {"batch": 0}}, "data.batch = 0"),
         ({"data": {"columns": {"label": "lable"}}}, "no column 'lable'.*did you mean 'label'"),
         ({"topology": {"participation": 9}}, "asks for 9 participants"),
-        ({"algorithm": {"name": "jobfed"}, "data": {"split": {"val": 0}}}, "held-out local data"),
+        (
+            {"algorithm": {"name": "jobfed", "private_set": "none"}, "data": {"split": {"val": 0}}},
+            "held-out local data",
+        ),
+        ({"algorithm": {"name": "jobfed"}}, "has no batch norm; take one that has"),
     ],
 )
 def test_bad_input_raises(changes: dict[str, Any], message: str) -> None:

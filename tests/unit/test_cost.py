@@ -25,6 +25,7 @@ from tierfed.cost import (
     transfer,
 )
 from tierfed.errors import InputError
+from tierfed.peers import Chain, peer_distances
 from tierfed.settings import build
 
 MNIST_BITS, CIFAR_BITS = 6_272.0, 24_576.0
@@ -247,6 +248,121 @@ def test_a_trace_that_is_not_of_this_tree_is_refused() -> None:
         clock([], [], 2, (1,), EPFLU, (at(), at()), 1e3, (False, False))
     with pytest.raises(ValueError, match=r"bursts at depths \[1\], wanted 0 to 0"):
         clock([burst(1, 0, (0, 0, 1, 1))], [], 1, (1,), EPFLU, (at(1),), 1e3, (False,))
+
+
+def along(tick: int, node: int, devices: tuple[int, ...], distances: tuple[float, ...], depth: int = 0) -> Chain:
+    """A path with a model of 2 MB and a sum of 1 MB."""
+    return Chain(
+        depth=depth,
+        tick=tick,
+        node=node,
+        devices=ids(*devices),
+        distances=at(*distances),
+        down_bytes=2 * MB,
+        up_bytes=MB,
+    )
+
+
+def flat_chain(*distances: float, deadline: float = math.inf) -> RoundCost:
+    """The cloud, 1 s per MB away, over devices 2, 0, 1 along a path; they train 3, 10 and 1 s."""
+    last = 2 if len(distances) == 3 else 1
+    ends = burst(0, 0, (0, 0, 0, 0), *((0, i, 2 * MB * (i == 2), MB * (i == last)) for i in (1, 2)))
+    work = Visit(tick=0, devices=ids(0, 1, 2), samples=ids(10, 1, 3))
+    path = along(0, 0, (2, 0, 1), distances)
+    return clock([ends], [work], 1, (1,), UNIT, (at(10, 20, 30),), 1e3, (False,), deadline, [path])
+
+
+def test_a_sum_along_a_path_by_hand() -> None:
+    cost = flat_chain(50, 50)
+    assert (cost.down_bytes, cost.up_bytes) == ((2 * MB, 4 * MB), (MB, 2 * MB))
+    np.testing.assert_allclose(cost.link_seconds, [3, 6], rtol=1e-13)
+    np.testing.assert_allclose(cost.link_joules, [1.5, 3], rtol=1e-13)
+    # the model is at device 2, 0, 1 after 2, 4, 6 s, they are ready after 5, 14, 7 s; the sum is at device 0 after 6 s,
+    # waits there until 14, is at device 1 after 15 s and at the cloud after 16
+    np.testing.assert_allclose(cost.round_seconds, 16, rtol=1e-13)
+    np.testing.assert_allclose([cost.compute_seconds, cost.compute_joules], [14, 42], rtol=1e-13)
+
+
+def test_a_sum_that_goes_back_takes_one_hop_more() -> None:
+    cost = flat_chain(50, 50, 50)
+    assert (cost.down_bytes, cost.up_bytes) == ((2 * MB, 4 * MB), (MB, 3 * MB))
+    np.testing.assert_allclose(cost.link_seconds, [3, 7], rtol=1e-13)
+    np.testing.assert_allclose(cost.round_seconds, 17, rtol=1e-13)
+
+
+def test_a_sum_waits_for_a_device_until_the_deadline() -> None:
+    # device 0 is given up at 4 + 6 = 10 s: 11 s at device 1, 12 s at the cloud
+    np.testing.assert_allclose(flat_chain(50, 50, deadline=6).round_seconds, 12, rtol=1e-13)
+
+
+def test_a_hop_has_the_distance_of_its_two_devices() -> None:
+    # at distance 100 a MB takes h = 1 / log2(1.5) s = 1.71 s. Model: 2, 4, 4 + 2 h; ready: 5, 14, 5 + 2 h = 8.42.
+    # Sum: at device 0 after 6 s, sent on after 14, at device 1 after 14 + h
+    h = 1 / math.log2(1.5)
+    cost = flat_chain(50, 100)
+    np.testing.assert_allclose(cost.round_seconds, 15 + h, rtol=1e-13)
+    np.testing.assert_allclose(cost.link_seconds[-1], 3 + 3 * h, rtol=1e-13)
+
+
+def test_paths_below_fogs_by_hand() -> None:
+    """Two fogs with two bursts; fog 1 has one device, whose path has no hop."""
+    low = [
+        burst(1, 0, (0, 0, 2 * MB, 0), (0, 1, 0, MB), (1, 2, 2 * MB, MB)),
+        burst(1, 1, (0, 0, 0, MB), (0, 1, 2 * MB, 0)),
+    ]
+    paths = [along(0, 0, (0, 1), (50,), 1), along(0, 1, (2,), (), 1), along(1, 0, (1, 0), (50,), 1)]
+    visits = [
+        Visit(tick=0, devices=ids(0, 1, 2), samples=ids(1, 4, 30)),
+        Visit(tick=1, devices=ids(0, 1), samples=ids(2, 9)),
+    ]
+    high = burst(0, 0, (0, 0, 2 * MB, MB), (0, 1, 2 * MB, MB))
+    world = (2, (1, 2), UNIT, (at(15, 25), at(50, 50, 50)), 1e3, (False, False))
+    cost = clock([high, *low], visits, *world, chains=paths)
+    assert cost.down_bytes == (4 * MB, 6 * MB, 4 * MB)
+    assert cost.up_bytes == (2 * MB, 3 * MB, 2 * MB)
+    # fog 0, burst 0: ready after 2 + 1 and 4 + 4, up: 9; burst 1: ready after 2 + 9, at device 0 after 12, up: 13.
+    # Fog 1: 2 + 30 + 1 = 33. Cloud: 2 + max(9 + 13, 33) + 1
+    np.testing.assert_allclose(cost.round_seconds, 36, rtol=1e-13)
+    short = [Visit(tick=0, devices=ids(0, 1, 2), samples=ids(1, 4, 3)), visits[1]]
+    np.testing.assert_allclose(clock([high, *low], short, *world, chains=paths).round_seconds, 25, rtol=1e-13)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.booleans(), st.integers(0, 2**32))
+def test_the_clock_walks_along_a_path(devices: int, returns: bool, seed: int) -> None:
+    """Against the definition, written out device by device."""
+    rng = np.random.default_rng(seed)
+    order, work = rng.permutation(devices), rng.integers(0, 9, devices)
+    hops = devices if returns and devices > 1 else devices - 1
+    distances = rng.uniform(1, 100, hops)
+    per_mb = transfer(np.full(hops, 8.0 * MB), distances, UNIT)[0]
+    model = 2.0
+    ready = model + float(work[order[0]])
+    for j in range(1, devices):
+        model += 2 * per_mb[j - 1]
+        ready = max(ready + per_mb[j - 1], model + work[order[j]])
+    wanted = ready + sum(per_mb[devices - 1 :]) + 1.0
+    path = along(0, 0, tuple(order.tolist()), tuple(distances.tolist()))
+    ends = np.zeros((devices, 2), np.int64)
+    ends[path.ends[0], 0], ends[path.ends[1], 1] = 2 * MB, MB
+    trace = burst(0, 0, *((0, i, int(ends[i, 0]), int(ends[i, 1])) for i in range(devices)))
+    visit = Visit(tick=0, devices=np.arange(devices), samples=work)
+    cost = clock([trace], [visit], 1, (1,), UNIT, (np.full(devices, 20.0),), 1e3, (False,), chains=[path])
+    np.testing.assert_allclose(cost.round_seconds, wanted, rtol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 30))
+def test_peer_distances_depend_on_the_seed_and_the_pair_alone(seed: int, devices: int) -> None:
+    every, some = np.arange(40), np.arange(devices)
+    many = peer_distances(seed, every[:, None], every)
+    np.testing.assert_array_equal(many, many.T)
+    np.testing.assert_array_equal(peer_distances(seed, some[:, None], some), many[:devices, :devices])
+    np.testing.assert_array_equal(np.diag(many), 0.0)
+    apart = many[~np.eye(40, dtype=bool)]
+    assert ((apart >= 1) & (apart <= 100)).all()
+    assert abs(apart.mean() - 50.5) < 6 * 28.6 / math.sqrt(780)
+    assert not np.array_equal(many, peer_distances(seed + 1, every[:, None], every))
 
 
 LINKS = st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))

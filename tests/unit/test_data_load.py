@@ -219,6 +219,35 @@ def test_a_regression_has_no_labels():
         federate(pool(40, classes=()), DataSettings(partition=PartitionSettings(kind="classes")), 0)
 
 
+def test_some_of_the_natural_devices_as_they_are_among_all(watch):
+    few, more = (load(replace(WATCH, devices=n), 0) for n in (4, 9))
+    assert (len(few), len(more)) == (4, 9)
+    assert set(few.devices) < set(more.devices) < set(watch.devices)
+    assert few.devices == tuple(sorted(few.devices))
+    everybody = dict(zip(watch.devices, zip(watch.train, watch.val, watch.test, strict=True), strict=True))
+    for name, mine in zip(few.devices, zip(few.train, few.val, few.test, strict=True), strict=True):
+        for rows, same in zip(mine, everybody[name], strict=True):
+            np.testing.assert_array_equal(rows, same)
+    assert [few.teams[t] for t in few.natural] == [name.rpartition("-")[0] for name in few.devices]
+    assert load(replace(WATCH, devices=4), 1).devices != few.devices
+    assert load(replace(WATCH, devices=20), 0).devices == watch.devices
+
+
+def test_small_devices_matter_only_where_they_are_taken():
+    """Device a has one row; two of the three are taken, which ones depends on the seed."""
+    three = pool(11, device=np.array([0, *[1] * 5, *[2] * 5]), devices=("a", "b", "c"), teams=(), team=None)
+    message = []
+    for seed in range(12):
+        assert federate(three, DataSettings(devices=2, too_small="drop"), seed).devices == ("b", "c")
+        try:
+            message.append(str(federate(three, DataSettings(devices=2), seed).devices))
+        except InputError as err:
+            message.append(str(err)[:17])
+    assert set(message) == {"('b', 'c')", "toy: device 'a' h"}
+    with pytest.raises(InputError, match=r"toy has 2 devices with data.min_samples = 2 or more"):
+        federate(three, DataSettings(devices=3, too_small="drop"), 0)
+
+
 def test_small_devices_are_named_or_dropped():
     # p has 37 rows, q, r, s one each.
     device = np.concatenate([np.zeros(37, np.int64), [1, 2, 3]])
@@ -269,6 +298,8 @@ def test_numbers_that_are_none_are_counted_and_placed():
         ({"source": "wach"}, r"data.source = 'wach' is unknown; did you mean 'watch'\?"),
         ({"partition": PartitionSettings(kind="dirichelet")}, r"'dirichelet' is unknown; did you mean 'dirichlet'\?"),
         ({"partition": PartitionSettings(devices=7)}, r"devices = 7 but watch has 20 devices of its own"),
+        ({"devices": 21}, r"data.devices = 21, but watch has 20 devices"),
+        ({"devices": 7, "partition": PartitionSettings(kind="iid")}, r"draws new ones; set data.partition.devices"),
         ({"split": SplitSettings(by="given")}, r"watch gives no split of its own"),
         ({"window": 10**6}, r"data.window = 1000000 is longer than the longest recording"),
         ({"source": "csv"}, r"data.source = 'csv' needs a file; name it: data.path"),

@@ -29,6 +29,10 @@ class APFL(Algorithm):
     alpha_lr: NonNegative | None = None
     """Learning rate of alpha; the same as lr by default."""
 
+    @property
+    def gradients(self) -> float:
+        return 2.0
+
     def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
         return (Uniform(), *super().tiers(task, shape)[1:])
 

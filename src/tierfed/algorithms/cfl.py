@@ -37,6 +37,8 @@ class CFL(Algorithm):
     partition: Literal["complete", "optimal"] = "complete"
     """How a cluster parts."""
 
+    needs_full = True
+
     def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
         server = Splitter(
             keys=tuple(task.trainable),

@@ -2,9 +2,11 @@
 
 Down the tree every node moves towards its parent, w <- (1 - a) w + a w_parent, and so does a device; it then trains
 f_i(w) + mu / 2 |w - w_parent|^2. Up the tree every node becomes the mean of its children, weighted by the devices
-below. The levels are those of the topology; in the paper they come from clustering. Every `rebuild` rounds the devices
-are clustered anew into the lowest fogs, by the cosine of their updates or of their centered weights; the number of
-nodes and the upper levels stay as they are. `amplify`: nodes grow by this factor in the first rounds.
+below. Every `rebuild` rounds the tree is clustered anew, level by level from the devices up, by the cosine of updates
+or of centered weights: of devices into the lowest fogs, of these into the nodes above, by what each last reported. The
+first tree and the number of nodes per level are those of the topology; the paper cuts one dendrogram of the devices
+instead. `amplify`: nodes grow by this factor in the first rounds. As in the released code only the parent pulls, not
+all ancestors (the paper's sum of mu / 2N_g |w - w_g|^2).
 """
 
 from dataclasses import dataclass
@@ -47,19 +49,20 @@ class Node(Average):
 
 @dataclass(frozen=True, kw_only=True)
 class Group(Node):
-    """The lowest node: remembers of every device its last update, or its weights [d]."""
+    """A node that remembers of every child its last update, or its weights [d]; `kind` of child: device or node."""
 
     updates: bool
+    kind: str
     watches = True
 
     def child(self, params: Params, ident: int) -> Tree:
-        return {"at": torch.zeros_like(vector(take(params, self.keys)))}
+        return {self.kind: torch.zeros_like(vector(take(params, self.keys)))}
 
     def watch(self, state: Tree, row: Tree, up: Tree, info: Info) -> Tree:
         def of(params: Params) -> Tensor:
             return vector(take(params, self.keys))
 
-        return {"at": of(up["params"]) - of(state["params"]) if self.updates else of(up["params"])}
+        return {self.kind: of(up["params"]) - of(state["params"]) if self.updates else of(up["params"])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,9 @@ class DemLearn(Algorithm):
     mu: NonNegative = 0.002
     """Weight of the pull to the parent during training."""
     rebuild: Natural = 2
-    """Rounds between two clusterings of the devices into the lowest fogs; 0: never."""
+    """Rounds between two clusterings of the tree; 0: never."""
     similarity: Literal["updates", "weights"] = "weights"
-    """What devices are clustered by."""
+    """What devices and fogs are clustered by."""
     clustering: Literal["average_linkage", "spherical_kmeans"] = "average_linkage"
     """How they are clustered."""
     min_team_size: Count = 1
@@ -83,8 +86,11 @@ class DemLearn(Algorithm):
 
     def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
         node = Node(a=self.a, keys=tuple(task.trainable), amplify=self.amplify, amplify_rounds=self.amplify_rounds)
-        lowest = Group(**vars(node), updates=self.similarity == "updates") if self.rebuild else node
-        return (node, *(node for _ in shape[3:]), lowest)[: len(shape) - 1]
+        of_devices, of_nodes = (
+            Group(**vars(node), updates=self.similarity == "updates", kind=kind) if self.rebuild else node
+            for kind in ("device", "node")
+        )
+        return (node, *(of_nodes for _ in shape[3:]), of_devices)[: len(shape) - 1]
 
     def init(self, task: Task, params: Params) -> Tree:
         return {"w": params}
@@ -98,11 +104,12 @@ class DemLearn(Algorithm):
         return mix(state["w"], msg["params"], self.a)  # type: ignore[no-any-return]
 
     def regroup_scope(self, round_: int) -> str:
-        return "fogs" if self.rebuild and (round_ + 1) % self.rebuild == 0 else ""
+        return "tree" if self.rebuild and (round_ + 1) % self.rebuild == 0 else ""
 
     def regroup(self, rows: Tree, teams: Ids, groups: int, round_: int) -> Ids:
-        at = rows["at"].double().cpu().numpy()
+        ((kind, vectors),) = rows.items()
+        at = vectors.double().cpu().numpy()
         if self.similarity == "weights":
             heard = np.linalg.norm(at, axis=1) > TINY
             at[heard] -= at[heard].mean(0)
-        return recluster(at, teams, groups, self.clustering, self.min_team_size)
+        return recluster(at, teams, groups, self.clustering, self.min_team_size if kind == "device" else 1)

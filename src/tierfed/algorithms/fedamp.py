@@ -50,7 +50,9 @@ class Attention(Server):
             score = (1.0 if self.sigma is None else self.sigma) * (units @ units.T)
             others = (1 - own) * torch.softmax(torch.where(me, -torch.inf, score), 1)
             return torch.where(me, own, others)
-        far = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+        apart = (x - x[:1]).double()  # equal models are exactly equal, and little cancels
+        long = apart.square().sum(1)
+        far = (long[:, None] + long - 2 * apart @ apart.T).clamp(min=0).to(x.dtype)
         sigma = far[~me].median().clamp(min=TINY) if self.sigma is None else far.new_tensor(self.sigma)
         raw = torch.where(me, 0.0, torch.exp(-far / sigma))
         cut = torch.minimum(self.alpha / sigma, 1 / raw.sum(1).max().clamp(min=TINY))
@@ -61,6 +63,9 @@ class Attention(Server):
         theta = state["rows"]["theta"]
         weights = self.xi(theta)[slot]
         return {"params": {k: torch.tensordot(weights, t, dims=1) for k, t in theta.items()}}
+
+    def ties(self, state: Tree) -> dict[str, Tensor]:
+        return {"model": self.xi(state["rows"]["theta"])}
 
     def absorb(self, state: Tree, up: Tree, info: Info) -> Tree:
         assert info.slots is not None

@@ -59,6 +59,13 @@ class Matchmaker(Server):
         theta = row(state["rows"]["theta"], best)
         return {"params": theta, "mask": dict.fromkeys(theta, ok)}
 
+    def ties(self, state: Tree) -> dict[str, Tensor]:
+        """[P]+, rows sum to 1: who has helped so far, nobody: itself. The w~ of a visit only the device knows."""
+        affinity = state["rows"]["affinity"]
+        good = affinity[:, state["ids"].to(affinity.device)].clamp(min=0)  # [R, R]
+        total = good.sum(1, keepdim=True)
+        return {"model": torch.where(total > 0, good / total.clamp(min=1e-30), torch.eye(len(good)).to(good))}
+
     def absorb(self, state: Tree, up: Tree, info: Info) -> Tree:
         rows, ids, at = state["rows"], state["ids"], info.slots
         assert at is not None

@@ -8,7 +8,7 @@ the statistics of a batch norm follow its parameters.
 from dataclasses import dataclass
 from typing import Literal
 
-from tierfed.algorithm import Algorithm, Data
+from tierfed.algorithm import Algorithm, Data, Tier
 from tierfed.settings import Natural, Positive
 from tierfed.task import Task
 from tierfed.tree import Params, Tree
@@ -26,6 +26,14 @@ class FineTune(Algorithm):
     @property
     def passes(self) -> int:
         return self.epochs + self.tune_epochs
+
+    @property
+    def gradients(self) -> float:
+        return self.epochs / self.passes  # a visit does not tune
+
+    def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
+        self.tuned(task)  # an impossible depth is found before the first round
+        return super().tiers(task, shape)
 
     def tuned(self, task: Task) -> list[str]:
         """The trainable keys that are fine-tuned."""

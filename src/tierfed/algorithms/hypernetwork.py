@@ -11,7 +11,8 @@ from tierfed.tree import Params, tmap
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...], like: Params) -> Tensor:
     """Standard normal numbers in the precision and on the device of some parameters."""
-    return next(iter(like.values()), torch.zeros(())).new_tensor(rng.normal(size=shape))
+    one = next(iter(like.values()), torch.zeros(()))
+    return one.new_empty(shape) if one.is_meta else one.new_tensor(rng.normal(size=shape))  # meta: only its size
 
 
 def first_body(rng: np.random.Generator, dim: int, width: int, hidden: int, like: Params) -> Params:

@@ -3,14 +3,12 @@
 The batch-norm part P of a model stays private but is averaged upwards; only the rest, NP, comes down. Device:
   combine  theta = (alpha NP + (1 - alpha) NP_i, P_i);  J_g = loss of (NP, P_i);  train;  J_l = loss of theta
 Fogs and cloud average NP and P; alpha follows loss share and loss-change share (`Controller`); devices change team
-by the direction of P_i; the cloud stops by Eq. 5-7 (`Stopping`). The paper's main text is not public: what its
-public material leaves open is a reconstruction, and every choice is an option here.
+by the direction of P_i; the cloud stops by Eq. 5-7 (`Stopping`). What its public material leaves open is an option.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor
 
 from tierfed.algorithm import Algorithm, Data, Tier
@@ -61,6 +59,10 @@ class JobFed(Algorithm):
     def needs_held(self) -> bool:
         return self.alpha_rule != "fixed" or self.stopping != "none"
 
+    @property
+    def needs_norms(self) -> bool:
+        return self.private_set in ("usyb", "us", "yb")
+
     def np_keys(self, task: Task) -> tuple[str, ...]:
         """The entries that come down; the rest is P."""
         private = {"all": task.keys, "none": []}.get(self.private_set, task.norm_keys(self.private_set))
@@ -79,15 +81,14 @@ class JobFed(Algorithm):
 
         keys = {"bn": task.norm_keys("yb"), "full": task.keys, "np": self.np_keys(task)}[self.direction]
         watch = {"keys": tuple(keys), "from_sent": self.direction == "np"} if self.recluster_every else {}
+        at_cloud = self.alpha_scope in (("global", "team") if len(shape) == 2 else ("global",))
         judge = task if self.global_loss == "server_val" else None
-        at_cloud = self.alpha_scope == "global" or (self.alpha_scope == "team" and len(shape) == 2)
         cloud = tier(Cloud, at_cloud, stopping=part(Stopping, self), judge=judge)
         lowest = tier(WatchingFog if watch else Fog, self.alpha_scope == "team", **watch)
         return (cloud, *(tier(Fog, False) for _ in shape[3:]), lowest)[: len(shape) - 1]
 
     def init(self, task: Task, params: Params) -> Tree:
-        none = scalar(-1.0, params)
-        return {"own": params, "alpha": scalar(self.alpha, params), "jg": none, "jl": none}
+        return {"own": params, "alpha": scalar(self.alpha, params), **dict.fromkeys(("jg", "jl"), scalar(-1.0, params))}
 
     def device(self, task: Task, msg: Tree, state: Tree, data: Data) -> tuple[Tree, Tree]:
         said, np_keys = msg.get("say", {}), self.np_keys(task)
@@ -105,9 +106,8 @@ class JobFed(Algorithm):
     def personal(self, task: Task, msg: Tree, state: Tree, data: Data) -> Params:
         """combine: (alpha NP + (1 - alpha) NP_i, P_i)"""
         own, down = state["own"], take(msg["params"], self.np_keys(task))
-        alpha: Tensor | float = (
-            msg.get("say", {}).get("alpha", state["alpha"]) if self.alpha_effect == "np_mix" else 1.0
-        )
+        said = msg.get("say", {}).get("alpha", state["alpha"])
+        alpha: Tensor | float = said if self.alpha_effect == "np_mix" else 1.0
         return {**own, **mix(take(own, down), down, alpha)}
 
     def regroup_scope(self, round_: int) -> str:
@@ -116,5 +116,5 @@ class JobFed(Algorithm):
 
     def regroup(self, rows: Tree, teams: Ids, groups: int, round_: int) -> Ids:
         directions = (rows["new"] - rows["old"]).double().cpu().numpy()
-        stale = round_ - rows["seen"].cpu().numpy() > self.staleness
-        return recluster(np.where(stale[:, None], 0.0, directions), teams, groups, self.clustering, self.min_team_size)
+        directions[round_ - rows["seen"].cpu().numpy() > self.staleness] = 0.0
+        return recluster(directions, teams, groups, self.clustering, self.min_team_size)

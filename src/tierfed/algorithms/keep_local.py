@@ -15,25 +15,27 @@ from tierfed.tree import Params, Tree, take
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeepLocal(Algorithm):
+class Split(Algorithm):
+    """A model in two parts: the private one stays on the device, the common one is trained together."""
+
     private: Literal["usyb", "us", "yb", "none", "all", "head", "body"] = "usyb"
     """Which entries stay on the device."""
     depth: Natural = 1
     """Layers of the head."""
-    average_private: bool = False
-    """Private entries are sent and averaged too, which gives a complete global model, but never come down (MTFL)."""
-    edge: bool = False
-    """Fogs average; else they relay."""
+
+    @property
+    def needs_norms(self) -> bool:
+        return self.private in ("usyb", "us", "yb")
 
     def kept(self, task: Task) -> list[str]:
         """The private keys."""
-        head = set(task.head_keys(self.depth))
         match self.private:
             case "none":
                 return []
             case "all":
                 return task.keys
             case "head" | "body":
+                head = set(task.head_keys(self.depth))
                 return [k for k in task.keys if (k in head) == (self.private == "head")]
             case letters:
                 return task.norm_keys(letters)
@@ -44,11 +46,7 @@ class KeepLocal(Algorithm):
         return tuple(k for k in task.keys if k not in private)
 
     def shared(self, task: Task) -> list[str]:
-        return task.keys if self.average_private else list(self.common(task))
-
-    def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
-        average = Average(down=self.common(task))
-        return (average, *(average if self.edge else Relay() for _ in shape[2:]))
+        return list(self.common(task))
 
     def init(self, task: Task, params: Params) -> Tree:
         return {"own": take(params, self.kept(task))}
@@ -59,3 +57,18 @@ class KeepLocal(Algorithm):
 
     def personal(self, task: Task, msg: Tree, state: Tree, data: Data) -> Params:
         return {**msg["params"], **state["own"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepLocal(Split):
+    average_private: bool = False
+    """Private entries are sent and averaged too, which gives a complete global model, but never come down (MTFL)."""
+    edge: bool = False
+    """Fogs average; else they relay."""
+
+    def shared(self, task: Task) -> list[str]:
+        return task.keys if self.average_private else super().shared(task)
+
+    def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
+        average = Average(down=self.common(task))
+        return (average, *(average if self.edge else Relay() for _ in shape[2:]))

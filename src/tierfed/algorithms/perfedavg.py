@@ -49,6 +49,10 @@ class PerFedAvg(Algorithm):
     def passes(self) -> int:
         return self.epochs * self.batches
 
+    @property
+    def gradients(self) -> float:
+        return 1.0 if self.order == "fo" else 4 / 3  # two on the third batch
+
     def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
         return (Uniform(), *super().tiers(task, shape)[1:])
 

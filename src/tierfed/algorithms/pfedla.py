@@ -53,6 +53,11 @@ class PFedLA(Algorithm):
         return task.trainable
 
     def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
+        if self.retain > len(task.layers):
+            raise InputError(
+                f"retain = {self.retain} layers, but the model has {len(task.layers)} ({', '.join(task.layers)}); "
+                f"wanted at most {len(task.layers)}"
+            )
         at_cloud = self.server_at == "cloud" or len(shape) == 2
         if shape[-1] > MANY and at_cloud and not self.top_m:
             raise InputError(

@@ -74,6 +74,14 @@ class LayerMixer(Server):
         theta, kept = self.mixed(state, slot)
         return {"params": theta, **({"mask": {k: ~kept[self.layer(k)] for k in theta}} if self.retain else {})}
 
+    def ties(self, state: Tree) -> dict[str, Tensor]:
+        """alpha of every layer, also of those that a device retains."""
+        rows, ids = state["rows"], state["ids"]
+        own = {k: v for k, v in rows.items() if k != "theta"}
+        each = [(row(own, i), torch.tensor(i)) for i in range(len(ids))]
+        alpha = torch.stack([self.alpha(one["hyper"], one.get("near"), ids, i) for one, i in each], 1)  # [L, R, R]
+        return dict(zip((layer or "model" for layer in self.layers), alpha, strict=True))
+
     def absorb(self, state: Tree, up: Tree, info: Info) -> Tree:
         rows, ids = state["rows"], state["ids"]
 

@@ -30,6 +30,10 @@ class PFedMe(Algorithm):
     beta: Positive = 1.0
     """Step of the cloud towards the mean."""
 
+    @property
+    def gradients(self) -> float:
+        return float(self.inner)
+
     def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
         if self.eta * self.lam >= 2 or self.lr * self.lam >= 2:
             raise InputError(

@@ -12,7 +12,7 @@ from tierfed.data.sources import open_source
 from tierfed.errors import InputError, nearest
 
 # Purposes of the random streams: no two draws depend on each other.
-PARTITION, FOLLOW, SPLIT, KEEP, LABELS = 101, 102, 103, 104, 105
+PARTITION, FOLLOW, SPLIT, KEEP, LABELS, DEVICES = 101, 102, 103, 104, 105, 106
 
 
 def load(settings: DataSettings, seed: int, dtype: torch.dtype = torch.float32) -> Federation:
@@ -38,7 +38,8 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
         groups, names = _limited(data, own, pool, settings, seed), data.devices
     parts = [_device_parts(data, rows, pool, settings, (by, seed, i)) for i, rows in enumerate(groups)]
     sizes = np.array([(p == TRAIN).sum() for p in parts], np.int64)
-    kept = _large_enough(data.name, names, sizes, settings)
+    among = _chosen(data.name, sizes, own is not None, settings, seed)
+    kept = among[_large_enough(data.name, tuple(names[i] for i in among), sizes[among], settings)]
     train, val, test = (tuple(groups[i][parts[i] == part] for i in kept) for part in (TRAIN, VAL, TEST))
     natural = data.team[kept] if own is not None and data.team is not None else None
     used = [] if natural is None else np.unique(natural).tolist()
@@ -72,11 +73,37 @@ def _own_devices(data: Dataset, settings: DataSettings) -> list[Ints] | None:
     if p.devices not in (None, len(data.devices)):
         raise InputError(
             f"data.partition.devices = {p.devices} but {data.name} has {len(data.devices)} devices of its own; "
-            f"leave the number out, or choose another data.partition.kind"
+            f"keep some of them with data.devices, or choose another data.partition.kind"
         )
     order = np.argsort(data.device, kind="stable")
     bounds = np.searchsorted(data.device[order], np.arange(1, len(data.devices)))
     return [rows.astype(np.int64) for rows in np.split(order, bounds)]
+
+
+def _chosen(name: str, sizes: Ints, own: bool, settings: DataSettings, seed: int) -> Ints:
+    """The devices that are used, ascending: all, or `settings.devices` of the source's own.
+
+    Whom a smaller number takes, a larger one takes too, and nobody's rows and split depend on the number.
+
+    :param sizes: training rows of each device
+    """
+    n = settings.devices
+    if n is None:
+        return np.arange(len(sizes))
+    if not own:
+        raise InputError(
+            f"data.devices = {n} takes some of the devices that the data have, but data.partition.kind = "
+            f"{settings.partition.kind!r} draws new ones; set data.partition.devices in its place"
+        )
+    order = np.random.default_rng([seed, DEVICES]).permutation(len(sizes))
+    if settings.too_small == "drop":
+        order = order[sizes[order] >= settings.min_samples]
+    if n > len(order):
+        enough = f" with data.min_samples = {settings.min_samples} or more" if len(order) < len(sizes) else ""
+        raise InputError(
+            f"data.devices = {n}, but {name} has {len(order)} devices{enough}; take at most that, or leave it out"
+        )
+    return np.sort(order[:n])
 
 
 def _resolve(data: Dataset, settings: DataSettings, own: list[Ints] | None) -> str:

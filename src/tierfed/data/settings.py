@@ -100,6 +100,8 @@ class DataSettings:
         images no (bytes are always divided by 255)
     :param train_fraction: keep only this share of every device's training and validation rows (at least one row per
         label stays); test rows are never touched
+    :param devices: take only this many of the source's own devices (natural, classes), drawn once per seed among those
+        that are not dropped; None: all
     :param public: share of every device's training rows that goes to the cloud before the run, as data of its own
     :param min_samples: the fewest training rows that a device may have
     :param too_small: what to do with a device that has fewer
@@ -114,6 +116,7 @@ class DataSettings:
     batch: Count | Literal["all"] = 20
     standardize: bool | Literal["auto"] = "auto"
     train_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    devices: Count | None = None
     public: Fraction = 0.0
     min_samples: Count = 2
     too_small: Literal["error", "drop"] = "error"

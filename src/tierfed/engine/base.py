@@ -10,9 +10,12 @@ import numpy.typing as npt
 
 from tierfed.algorithm import Algorithm, Tier
 from tierfed.cost import Burst, Visit
+from tierfed.engine.node import Walk
 from tierfed.errors import InputError
 from tierfed.faults import Faults
+from tierfed.peers import Chain, peer_distances
 from tierfed.plan import Plan
+from tierfed.rng import Purpose, bits, generator
 from tierfed.store import Store, with_default
 from tierfed.task import Task
 from tierfed.topology import UNITS, Topology
@@ -20,6 +23,7 @@ from tierfed.tree import Params, Tree, stack, take, tmap
 
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+_MOST_ON_A_PATH = 4000
 
 
 @dataclass
@@ -28,16 +32,21 @@ class RoundLog:
 
     bursts: list[Burst] = field(default_factory=list)
     visits: list[Visit] = field(default_factory=list)
+    chains: list[Chain] = field(default_factory=list)
     lost: dict[int, int] = field(default_factory=dict)  # replies that did not arrive, per link level
     silent: dict[int, int] = field(default_factory=dict)  # polled nodes that were away, per link level
     moved: list[tuple[int, int, int]] = field(default_factory=list)  # (device, from team, to team)
+    reparented: list[tuple[int, int, int, int]] = field(default_factory=list)  # (level, inner node, from, to parent)
 
     def link_bytes(self) -> dict[tuple[int, str], int]:
-        """Bytes per (link level, "down" | "up")."""
+        """Bytes per (link level, "down" | "up"); the links between devices are the level below the last one."""
         out: dict[tuple[int, str], int] = {}
         for b in self.bursts:
             for way, size in (("down", b.down_bytes), ("up", b.up_bytes)):
                 out[b.depth, way] = out.get((b.depth, way), 0) + int(size.sum())
+        for c in self.chains:
+            for way, total in zip(("down", "up"), c.peer_bytes, strict=True):
+                out[c.depth + 1, way] = out.get((c.depth + 1, way), 0) + total
         return out
 
 
@@ -70,6 +79,14 @@ class Engine(ABC):
             raise InputError(
                 f"{type(algorithm).__name__} made {len(self.tiers)} tiers for a tree with {topology.depth} inner levels"
             )
+        for depth, tier in enumerate(self.tiers):
+            apart = depth < topology.depth - 1
+            if tier.reduce == "chain" and (apart or tier.relay or tier.sees or tier.watches):
+                raise InputError(
+                    f"{type(tier).__name__} is a chain "
+                    + (f"on level {depth} of {topology.depth}" if apart else "that relays, sees or watches")
+                    + "; a sum travels from device to device: make it the last tier, and one that sends all the same"
+                )
         self.set_topology(topology)
 
     def set_topology(self, topology: Topology) -> None:
@@ -150,15 +167,74 @@ class Engine(ABC):
             out &= ~self.faults.silent(self.seed, level, self.topology.ancestor(to, kids, level), self.round, tick)
         return out
 
+    def walk(self, depth: int, node: int, kids: Ids, tick: int) -> Walk | None:
+        """The path of a chain through `kids`, going around those that are away; None: the tier is no chain."""
+        tier = self.tiers[depth]
+        if tier.reduce != "chain":
+            return None
+        there = np.flatnonzero(self.awake(depth, self.depth, kids, tick))
+        if not len(there):
+            return Walk(there, 0.0, 0)
+        if len(there) > _MOST_ON_A_PATH:
+            raise InputError(
+                f"a path through {len(there)} devices, of which all distances are needed; at most {_MOST_ON_A_PATH} "
+                "can be ordered: take more teams (topology.fogs) or fewer participants (topology.participation)"
+            )
+        ids = kids[there]
+        rng = generator(self.seed, Purpose.PATH, depth, node, self.round, tick)
+        order = tier.path(ids, peer_distances(self.seed, ids[:, None], ids), rng)
+        if sorted(order.tolist()) != list(range(len(ids))):
+            raise InputError(
+                f"{type(tier).__name__}.path gave {order.tolist()} for {len(ids)} devices; "
+                f"it has to name each of the places 0 to {len(ids) - 1} once"
+            )
+        places = there[order]
+        first = int(kids[places[0]])
+        weight = float((self.plan.samples[first], 1, 1)[self.units[depth]])
+        return Walk(places, weight, int(bits(self.seed, Purpose.MASK, first, self.round, tick)[0] >> np.uint64(1)))
+
+    def _hand_on(self, depth: int, kids: Ids, down: Ids, up: Ids, walks: Sequence[Walk], tick: int) -> tuple[Ids, Ids]:
+        """Books what devices of chains hand on to each other; what is left for their links to the node, down and up."""
+        links = np.zeros_like(down), np.zeros_like(up)
+        free = bool(self.topology.colocated) and self.topology.colocated[depth]
+        for ids, places in ((kids[w.places], w.places) for w in walks if len(w.places)):
+            model, total = (0, 0) if free else (int(down[places[0]]), int(up[places].max()))
+            following = ids[1:] if not self.tiers[depth].returns or len(ids) == 1 else np.roll(ids, -1)
+            chain = Chain(
+                depth=depth,
+                tick=tick,
+                node=int(self.topology.parents[depth][ids[0]]),
+                devices=ids,
+                distances=peer_distances(self.seed, ids[: len(following)], following),
+                down_bytes=model,
+                up_bytes=total,
+            )
+            self.log.chains.append(chain)
+            for link, end, size in zip(links, chain.ends, (model, total), strict=True):
+                link[places[ids == end]] = size
+        return links
+
     def settle(
-        self, depth: int, to: int, kids: Ids, down: Ids, up: Ids, answered: Flags, late: Flags, tick: int
+        self,
+        depth: int,
+        to: int,
+        kids: Ids,
+        down: Ids,
+        up: Ids,
+        answered: Flags,
+        late: Flags,
+        tick: int,
+        walks: Sequence[Walk] = (),
     ) -> Flags:
         """Books what every link between `depth` and `to` carried, and says who is heard at the top [H].
 
         :param kids: those polled on level `to`; `down` bytes were sent to each, `up` bytes come from those that
         `answered`
         :param late: those that answered after the deadline
+        :param walks: the paths of chains, places among `kids`
         """
+        if walks:
+            down, up = self._hand_on(depth, kids, down, up, walks, tick)
         heard, common = answered & ~late, not self.tiers[depth].sees
         if late.any():
             self.log.lost[to - 1] = self.log.lost.get(to - 1, 0) + int(late.sum())
@@ -199,16 +275,18 @@ class Engine(ABC):
         )
 
     def late(self, level: int, devices: Ids, down: Ids, up: Ids, tick: int) -> Flags:
-        """Books the computing of device visits; whose reply comes after the deadline [H]."""
+        """Books the computing of device visits; whose reply comes after the deadline [H].
+
+        A device of a chain has a deadline for its computing alone: the model and the sum come from its neighbors.
+        """
         if level != self.depth:
             return np.zeros(len(devices), bool)
-        samples = np.array(
-            [
-                self.plan.steps(int(i), self.algorithm) * self.plan.width(int(i)) * self.algorithm.passes
-                for i in devices
-            ],
-            np.int64,
-        )
+        if self.tiers[level - 1].reduce == "chain":
+            down, up = 0 * down, 0 * up
+        seen = [
+            self.plan.steps(int(i), self.algorithm) * self.plan.width(int(i)) * self.algorithm.passes for i in devices
+        ]
+        samples = np.rint(np.array(seen) * self.algorithm.gradients).astype(np.int64)
         slow = self.faults.slow(self.seed, devices, self.round)
         self.log.visits.append(Visit(tick=tick, devices=devices, samples=samples, slowdown=slow))
         if self.faults.deadline_seconds is None or self.clock is None:
@@ -242,24 +320,39 @@ class Engine(ABC):
         return heard / np.maximum(total, 1e-12) if over_all else np.ones_like(heard)
 
     def regroup(self) -> None:
-        """After a round: devices change team where the algorithm says so; rows and states follow by id."""
+        """After a round: devices change team, and with the scope "tree" inner nodes their parent, where the algorithm
+        says so; rows and states follow by id. What is wired to one machine (a colocated link) stays there.
+        """
         scope = self.algorithm.regroup_scope(self.round)
         if not scope or self.depth == 1:
             return
-        lowest, teams = self.depth - 1, self.topology.parents[-1].copy()
-        known = np.array(self.store.ids(f"rows{lowest}"), np.int64)
-        regions = np.zeros(len(teams), np.int64) if scope == "fogs" else self.topology.parents[-2][teams]
-        for region in np.unique(regions[known]):
-            ids = known[regions[known] == region]
-            fogs = np.arange(self.topology.nodes[-1])
-            if scope != "fogs":
-                fogs = np.flatnonzero(self.topology.parents[-2] == region)
-            local = np.searchsorted(fogs, teams[ids])
-            teams[ids] = fogs[self.algorithm.regroup(stack(self.rows(lowest, ids)), local, len(fogs), self.round)]
-        for i in np.flatnonzero(teams != self.topology.parents[-1]):
-            self.log.moved.append((int(i), int(self.topology.parents[-1][i]), int(teams[i])))
-        if self.log.moved:
-            self.set_topology(self.topology.regrouped(teams))
+        before = self.topology.parents
+        parents, wired = list(before), self.topology.colocated or (False,) * self.depth
+        for d in reversed(range(1, self.depth)) if scope == "tree" else (self.depth - 1,):
+            if not wired[d]:
+                parents[d] = self._regrouped(d, inside=scope == "inside_fog")
+        for d in range(1, self.depth):
+            for i in np.flatnonzero(parents[d] != before[d]):
+                place = (int(i), int(before[d][i]), int(parents[d][i]))
+                if d == self.depth - 1:
+                    self.log.moved.append(place)
+                else:
+                    self.log.reparented.append((d + 1, *place))
+        if self.log.moved or self.log.reparented:
+            self.set_topology(self.topology.rebuilt(parents))
+
+    def _regrouped(self, depth: int, inside: bool) -> Ids:
+        """New parents of all nodes below a level, by the rows that it keeps of them; `inside`: of one grandparent."""
+        out = self.topology.parents[depth].copy()
+        known = np.array(self.store.ids(f"rows{depth}"), np.int64)
+        above = self.topology.parents[depth - 1]
+        grandparents = above[out] if inside else np.zeros(len(out), np.int64)
+        for grandparent in np.unique(grandparents[known]):
+            ids = known[grandparents[known] == grandparent]
+            nodes = np.flatnonzero(above == grandparent) if inside else np.arange(self.topology.nodes[depth])
+            local = np.searchsorted(nodes, out[ids])
+            out[ids] = nodes[self.algorithm.regroup(stack(self.rows(depth, ids)), local, len(nodes), self.round)]
+        return out
 
     def stopped(self) -> str:
         """Why the cloud wants to end the run; empty: it goes on."""
@@ -267,9 +360,9 @@ class Engine(ABC):
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint needs beside the store's records."""
-        return {"round": self.round, "teams": self.topology.parents[-1].tolist()}
+        return {"round": self.round, "parents": [p.tolist() for p in self.topology.parents]}
 
     def restore(self, meta: dict[str, Any]) -> None:
         """The inverse of `meta`, on an engine over a store that was committed with it."""
         self.round = int(meta["round"])
-        self.set_topology(self.topology.regrouped(np.array(meta["teams"], np.int64)))
+        self.set_topology(self.topology.rebuilt(meta["parents"]))

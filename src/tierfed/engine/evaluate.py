@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tierfed.engine.base import Engine, Ids
 from tierfed.tree import Params, Tree, row, stack
@@ -82,6 +83,12 @@ def models(engine: Engine, devices: Ids, post: bool = True, chunk: int = 64) -> 
             if fog not in teams:
                 teams[fog] = _team(engine, i)
             yield Models(i, top, teams[fog], algorithm.personal(task, msg, own, data), trained)
+
+
+def ties(engine: Engine, depth: int, node: int, children: Ids) -> dict[str, Tensor]:
+    """`Tier.ties` of an inner node over children of `Engine.reach(depth)` whose rows it has: name -> [R, R]."""
+    state = {**_Walk(engine).opened(depth, node), "rows": stack(engine.rows(depth, children))}
+    return engine.tiers[depth].ties({**state, "ids": torch.as_tensor(children)})
 
 
 def message_to(engine: Engine, device: int) -> Tree:

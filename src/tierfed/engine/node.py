@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tierfed.algorithm import Info, Tier
-from tierfed.tree import Tree, row, stack, tmap
+from tierfed.tree import Tree, row, scale, stack, sub, tmap
 
 Ids = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float64]  # [3] samples, devices, children
@@ -21,12 +21,21 @@ class Reply(NamedTuple):
     counts: Counts
 
 
+class Walk(NamedTuple):
+    """The path of a chain, and what its first device knows."""
+
+    places: Ids  # [L] of those that are not away among the kids, in order
+    weight: float
+    key: int
+
+
 class Poll(NamedTuple):
     """Whom a node asks in one burst."""
 
     kids: Ids  # [H]
     roster: Ids  # [R] the children whose rows the tier sees
     slots: Ids  # [H] places of the kids in the roster
+    walk: Walk | None = None  # of a chain
 
 
 class Children(Protocol):
@@ -38,7 +47,7 @@ class Children(Protocol):
 
     def put_row(self, child: int, record: Tree) -> None: ...
 
-    def exchange(self, burst: int, kids: Ids, messages: list[Tree]) -> list[Reply | None]:
+    def exchange(self, burst: int, poll: Poll, messages: list[Tree]) -> list[Reply | None]:
         """Sends each kid its message; its reply, or None: it was not heard."""
         ...
 
@@ -65,6 +74,20 @@ def weighted_mean(trees: list[Tree], weights: Counts) -> Tree:
     return out
 
 
+def mean_of_chain(tier: Tier, walk: Walk, replies: dict[int, tuple[Tree, float]]) -> Tree:
+    """The weighted mean at the end of a chain; whoever is on the path but has no reply adds nothing.
+
+    :param replies: by place among the kids: reply and weight; at least one
+    """
+    on_path = [replies[j] for j in walk.places.tolist() if j in replies]
+    begun = tier.mask(on_path[0][0], walk.weight, walk.key)
+    carry = begun
+    for up, weight in on_path:
+        carry = tier.hop(carry, up, weight)
+    out: Tree = scale(sub(carry, begun), 1.0 / sum(weight for _, weight in on_path))
+    return out
+
+
 def visit(
     tier: Tier, state: Tree, bursts: int, children: Children, weighing: Weighing, like: Tensor
 ) -> tuple[Tree, Counts | None]:
@@ -80,7 +103,7 @@ def visit(
         if tier.sees:
             state = {**state, "rows": stack(children.rows(poll.roster)), "ids": torch.as_tensor(poll.roster)}
         messages = [tier.send(state, torch.tensor(int(s))) for s in poll.slots]
-        replies = children.exchange(burst, poll.kids, messages)
+        replies = children.exchange(burst, poll, messages)
         heard = [j for j, r in enumerate(replies) if r is not None]
         if heard:
             got = [r for r in replies if r is not None]
@@ -115,4 +138,7 @@ def _absorb(
             children.put_row(int(i), tier.watch(state, old, reply.message, info))
     if tier.reduce == "stack":
         return tier.absorb(state, stack([r.message for r in replies]), info)
+    if poll.walk is not None:
+        said = {j: (r.message, float(w)) for j, r, w in zip(heard, replies, weights, strict=True)}
+        return tier.absorb(state, mean_of_chain(tier, poll.walk, said), info)
     return tier.absorb(state, weighted_mean([r.message for r in replies], weights / weights.sum()), info)

@@ -20,7 +20,8 @@ class _Level:
     def poll(self, burst: int) -> Poll:
         e = self.engine
         kids = e.topology.cohort(self.depth, self.node, e.reach(self.depth), e.round, self._tick(burst))
-        return Poll(kids, *e.roster(self.depth, self.node, kids))
+        walk = e.walk(self.depth, self.node, kids, self._tick(burst))
+        return Poll(kids, *e.roster(self.depth, self.node, kids), walk)
 
     def rows(self, ids: Ids) -> list[Tree]:
         return self.engine.rows(self.depth, ids)
@@ -28,8 +29,8 @@ class _Level:
     def put_row(self, child: int, record: Tree) -> None:
         self.engine.put_row(self.depth, child, record)
 
-    def exchange(self, burst: int, kids: Ids, messages: list[Tree]) -> list[Reply | None]:
-        e, tick, to = self.engine, self._tick(burst), self.engine.reach(self.depth)
+    def exchange(self, burst: int, poll: Poll, messages: list[Tree]) -> list[Reply | None]:
+        e, tick, to, kids = self.engine, self._tick(burst), self.engine.reach(self.depth), poll.kids
         unit = e.units[self.depth]
         awake = e.awake(self.depth, to, kids, tick)
         replies: list[Reply | None] = []
@@ -44,7 +45,8 @@ class _Level:
         answered: Flags = np.array([r is not None for r in replies])
         late = np.zeros(len(kids), bool)
         late[answered] = e.late(to, kids[answered], down[answered], up_bytes[answered], tick)
-        heard = e.settle(self.depth, to, kids, down, up_bytes, answered, late, tick)
+        walks = [] if poll.walk is None else [poll.walk]
+        heard = e.settle(self.depth, to, kids, down, up_bytes, answered, late, tick, walks)
         for i, reply, ok in zip(kids, replies, heard, strict=True):
             if reply is not None:
                 e.book_owed(to, int(i), reply.message, float(reply.counts[unit]), bool(ok))
@@ -87,7 +89,10 @@ class Serial(Engine):
         tier = self.tiers[level]
         state, counts = self._visit(level, node, tier.enter(self.kept(level, node), message), tick)
         self.keep(level, node, state)
-        if counts is None and self.topology.policies[level - 1].empty == "stale" and not tier.relay:
+        stale = (
+            self.topology.policies[level - 1].empty == "stale" and not tier.relay and self.totals[level][node, 1] > 0
+        )
+        if counts is None and stale:  # a team without devices has nothing to report, as in a mean over nobody
             counts = self.totals[level][node] * [1, 1, 0] + [0, 0, 1]
         return None if counts is None else Reply(tier.report(state), counts)
 

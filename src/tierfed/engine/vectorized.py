@@ -12,10 +12,12 @@ from torch.func import vmap
 
 from tierfed.algorithm import Data, Info, Tier
 from tierfed.engine.base import Engine, Flags, Ids, RoundLog
+from tierfed.engine.node import Walk, mean_of_chain
 from tierfed.tree import Tree, row, stack, tmap, where, zeros
 from tierfed.wire import payload_bytes
 
 Counts = npt.NDArray[np.float64]  # [H, 3] samples, devices, children
+Weights = npt.NDArray[np.float64]  # [H]
 
 
 def over(fn: Callable[..., Any], n: int, *args: Any) -> Any:
@@ -32,6 +34,7 @@ class _Burst:
     owner: Ids  # [H] place of the parent among the nodes
     slots: Ids  # [H]
     rosters: list[Ids]
+    walks: list[Walk]  # of chains: a path for each node, through places among the kids
 
 
 class Vectorized(Engine):
@@ -84,7 +87,10 @@ class Vectorized(Engine):
             if tier.reduce == "stack":
                 state = self._absorb_stack(tier, depth, state, burst, up, heard, info, seen)
             elif heard.any():
-                state = self._absorb_mean(tier, n, state, burst, up, each[:, self.units[depth]] * heard, info)
+                weight = each[:, self.units[depth]] * heard
+                mean = _means_of_chains(tier, burst, up, weight) if burst.walks else _mean(n, burst, up, weight)
+                new = over(lambda s, u, *i: tier.absorb(s, u, Info(*i)), n, state, mean, *info)
+                state = {k: vmap(where)(info[0] > 0, v, state[k]) if k in state else v for k, v in new.items()}
             new = np.stack([np.bincount(burst.owner, each[:, u] * heard, n) for u in range(3)], 1)
             if not tier.relay:
                 new[:, 2] = new[:, 1] > 0
@@ -94,8 +100,13 @@ class Vectorized(Engine):
     def _poll(self, depth: int, to: int, nodes: Ids, tick: int) -> _Burst:
         polled = [self.topology.cohort(depth, int(i), to, self.round, tick) for i in nodes]
         rosters, slots = zip(*(self.roster(depth, int(i), p) for i, p in zip(nodes, polled, strict=True)), strict=True)
-        owner = np.repeat(np.arange(len(nodes)), [len(p) for p in polled])
-        return _Burst(tick, np.concatenate(polled), owner, np.concatenate(slots), list(rosters))
+        owner, begin = np.repeat(np.arange(len(nodes)), [len(p) for p in polled]), 0
+        walks = []
+        for i, p in zip(nodes, polled, strict=True):
+            walk = self.walk(depth, int(i), p, tick)
+            walks += [] if walk is None else [walk._replace(places=walk.places + begin)]
+            begin += len(p)
+        return _Burst(tick, np.concatenate(polled), owner, np.concatenate(slots), list(rosters), walks)
 
     def _send_by_slot(self, tier: Tier, state: Tree, burst: _Burst, seen: list[Tree]) -> Tree:
         downs = []
@@ -122,7 +133,7 @@ class Vectorized(Engine):
             size[awake] = payload_bytes(up, len(awake))
             up = tmap(lambda t: _spread(t, awake, n), up)
             late[answered] = self.late(to, kids[answered], sent[answered], size[answered], burst.tick)
-        heard = self.settle(depth, to, kids, sent, size * answered, answered, late, burst.tick)
+        heard = self.settle(depth, to, kids, sent, size * answered, answered, late, burst.tick, burst.walks)
         if "owed" in up:
             for j in np.flatnonzero(answered):
                 self.book_owed(to, int(kids[j]), {"owed": row(up["owed"], j)}, float(each[j, unit]), bool(heard[j]))
@@ -165,30 +176,6 @@ class Vectorized(Engine):
         )
         for j, i in enumerate(burst.kids[at]):
             self.put_row(depth, int(i), row(new, j))
-
-    def _absorb_mean(
-        self,
-        tier: Tier,
-        n: int,
-        state: Tree,
-        burst: _Burst,
-        up: Tree,
-        weight: npt.NDArray[np.float64],
-        info: list[Tensor],
-    ) -> Tree:
-        own = torch.as_tensor(burst.owner)
-        part = torch.as_tensor(weight / np.maximum(np.bincount(burst.owner, weight, n), 1e-12)[burst.owner])
-
-        def mean(t: Tensor) -> Tensor:
-            shape = (-1, *[1] * (t.dim() - 1))
-            t = torch.where(part.view(shape).to(t.device) > 0, t, 0)  # what was lost may be anything
-            weighted = t * part.to(t.dtype).to(t.device).view(shape)
-            return torch.zeros(n, *t.shape[1:], dtype=weighted.dtype, device=t.device).index_add(
-                0, own.to(t.device), weighted
-            )
-
-        new = over(lambda s, u, *i: tier.absorb(s, u, Info(*i)), n, state, tmap(mean, up), *info)
-        return {k: vmap(where)(info[0] > 0, v, state[k]) if k in state else v for k, v in new.items()}
 
     def _absorb_stack(
         self,
@@ -256,6 +243,34 @@ class Vectorized(Engine):
             lambda m, s, *d: self.algorithm.device(task, m, s, Data(data.x, data.y, *d)._replace(ragged=data.ragged))
         )
         return device(messages, own, *data[2:-1])  # type: ignore[no-any-return]
+
+
+def _mean(n: int, burst: _Burst, up: Tree, weight: Weights) -> Tree:
+    """Weighted means of replies [H, ...] by their parent [n, ...]."""
+    own = torch.as_tensor(burst.owner)
+    part = torch.as_tensor(weight / np.maximum(np.bincount(burst.owner, weight, n), 1e-12)[burst.owner])
+
+    def mean(t: Tensor) -> Tensor:
+        shape = (-1, *[1] * (t.dim() - 1))
+        t = torch.where(part.view(shape).to(t.device) > 0, t, 0)  # what was lost may be anything
+        weighted = t * part.to(t.dtype).to(t.device).view(shape)
+        return torch.zeros(n, *t.shape[1:], dtype=weighted.dtype, device=t.device).index_add(
+            0, own.to(t.device), weighted
+        )
+
+    out: Tree = tmap(mean, up)
+    return out
+
+
+def _means_of_chains(tier: Tier, burst: _Burst, up: Tree, weight: Weights) -> Tree:
+    """The same for chains, one after the other; zeros where nobody was heard."""
+    out = []
+    for walk in burst.walks:
+        heard = [j for j in walk.places.tolist() if weight[j] > 0]
+        replies = {j: (row(up, j), float(weight[j])) for j in heard}
+        out.append(mean_of_chain(tier, walk, replies) if heard else zeros(row(up, 0)))
+    means: Tree = stack(out)
+    return means
 
 
 def _spread(t: Tensor, places: Ids, n: int) -> Tensor:

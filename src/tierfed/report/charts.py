@@ -7,12 +7,12 @@ import numpy as np
 import plotly.graph_objects as go
 
 from tierfed.metrics import Floats, summarize
+from tierfed.report.colors import PALETTE
 from tierfed.report.load import Devices, RunFolder
 from tierfed.report.style import (
     HEAT,
     MODEL_COLORS,
     MODEL_DASHES,
-    PALETTE,
     Chart,
     axis_name,
     band,
@@ -43,7 +43,7 @@ def learning(run: RunFolder, metric: str) -> Chart | None:
         mean = [summarize(v, run.devices.test)["weighted"] for v in values]
         columns[model] = dict(zip(rounds, mean, strict=True))
         color = MODEL_COLORS[model]
-        traces += band(rounds, *_edges(values), color, model)
+        traces += band(rounds, *percentiles(values), color, model)
         line = {"color": color, "dash": MODEL_DASHES[model], "width": 2}
         traces.append(
             go.Scatter(
@@ -128,7 +128,7 @@ def trace(run: RunFolder, tier: str, metric: str) -> Chart | None:
         )
         for n in shown.tolist()
     ]
-    mean = _mean(values)
+    mean = mean_over_nodes(values)
     if many:
         line = {"color": MODEL_COLORS["personal_post"], "width": 3}
         label = f"mean of {len(panel.nodes)} {tier}s"
@@ -269,14 +269,14 @@ def holdings_of(devices: Devices) -> Chart:
     )
 
 
-def _edges(values: Floats) -> tuple[Floats, Floats]:
+def percentiles(values: Floats) -> tuple[Floats, Floats]:
     """The 10th and 90th percentile over devices in each round, [R] each."""
     low = [summarize(v, np.isfinite(v))["p10"] for v in values]
     high = [summarize(v, np.isfinite(v), higher_is_better=False)["p10"] for v in values]
     return np.array(low), np.array(high)
 
 
-def _mean(values: Floats) -> Floats:
+def mean_over_nodes(values: Floats) -> Floats:
     """The mean over nodes in each round, without those that logged nothing."""
     known = ~np.isnan(values)
     total: Floats = np.where(known, values, 0).sum(1)

@@ -6,9 +6,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from tierfed.metrics import Floats
+from tierfed.report.colors import PALETTE
 from tierfed.report.grid import GridFolder, own_model
 from tierfed.report.style import (
-    PALETTE,
     SYMBOLS,
     Chart,
     axis_name,

@@ -3,8 +3,9 @@
 import numpy as np
 import plotly.graph_objects as go
 
+from tierfed.report.colors import PALETTE
 from tierfed.report.load import RunFolder
-from tierfed.report.style import PALETTE, Chart, chart, faded, mode, plain, thin
+from tierfed.report.style import Chart, chart, faded, mode, plain, thin
 from tierfed.report.words import Grid, amount, capped, duration, scale, unit
 
 DIRECTIONS = ("down", "up")

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tierfed.report import charts, compare, costs
+from tierfed.report import charts, compare, costs, ties
 from tierfed.report.grid import GridFolder, Member
 from tierfed.report.load import RunFolder
 from tierfed.report.style import Chart
@@ -21,6 +21,7 @@ from tierfed.report.tables import comparison_cell, summary_grid
 from tierfed.report.words import MODEL_NAMES, NONE, Grid, amount, duration, metric_name, score
 
 MAX_EMBEDDED = 24
+MAX_LAYERS = 8
 
 
 class Tile(NamedTuple):
@@ -68,11 +69,14 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
     learning = [charts.learning(run, m) for m in dict.fromkeys((run.metric, "loss"))]
     alpha = [charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"]
     other = [charts.trace(run, *pair) for pair in run.traces if pair[1] != "alpha"]
+    maps = _listening(run)
+    more = maps[MAX_LAYERS:]
     sections = [
         Section("Models", [], summary_grid(run)) if run.models else Section("Models", []),
         Section("Learning", _known(*learning)),
         Section("Devices", _known(charts.per_device(run))),
         Section("Inside the algorithm", _known(*alpha, charts.moves(run), *other)),
+        Section("Who listens to whom", maps[:MAX_LAYERS], closed=[("More layers", more)] if more else []),
         Section(
             "Cost",
             _known(costs.traffic(run), costs.usage(run, "seconds"), costs.usage(run, "joules")),
@@ -91,6 +95,11 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         "configs": [("Resolved config", run.config_text)],
         "commands": [f"tierfed run {folder}/config.toml", f"tierfed report {folder}"],
     }
+
+
+def _listening(run: RunFolder) -> list[Chart]:
+    """Own weights over rounds, and a heat map for each layer."""
+    return [*_known(ties.own_over_rounds(run)), *ties.heat_maps(run)]
 
 
 def _run_tiles(run: RunFolder) -> list[Tile]:
@@ -180,7 +189,7 @@ def _grid_tiles(grid: GridFolder) -> list[Tile]:
 
 
 def _insides(grid: GridFolder) -> list[tuple[str, list[Chart]]]:
-    """Mixing weights and team changes of each run that logs them."""
+    """Mixing weights, team changes and who listens to whom, of each run that logs them."""
     found = []
     for member in grid.members:
         run = member.run
@@ -188,6 +197,7 @@ def _insides(grid: GridFolder) -> list[tuple[str, list[Chart]]]:
             *(charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"),
             charts.moves(run),
         )
+        shown += _listening(run)[:MAX_LAYERS]
         if shown:
             found.append((member.name, shown))
     return found[:MAX_EMBEDDED]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tierfed.errors import InputError
-from tierfed.metrics import METRICS, MODELS, Floats, higher_is_better, main_metric, summarize
+from tierfed.metrics import METRICS, MODELS, TIES, Floats, higher_is_better, main_metric, summarize
 
 Ints = npt.NDArray[np.int64]
 Direction = Literal["down", "up"]
@@ -223,6 +223,16 @@ class RunFolder:
         pairs = table.group_by(["tier", "metric"]).aggregate([]).to_pylist()
         found = {(p["tier"], p["metric"]) for p in pairs if p["tier"] != "link" and p["metric"] not in _COSTS}
         return tuple(sorted(found, key=lambda pair: (pair[1] != "alpha", pair)))
+
+    @cached_property
+    def ties(self) -> pa.Table:
+        """Who listens to whom (schema `TIES`); no rows where no node mixes the models of its children.
+
+        :raises InputError: the file is damaged
+        """
+        if not (self.path / "ties.parquet").exists():
+            return TIES.empty_table()
+        return _load(self.path, "ties.parquet", lambda p: _table(p, TIES))
 
     def events_of(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""

@@ -16,18 +16,6 @@ from tierfed.report.words import Grid, metric_name
 # readable on white and on near-black, and apart for the common color blindnesses; the page sets text and grid colors
 MODEL_COLORS = {"global": "#3b82f6", "team": "#12a37f", "personal_pre": "#d99a00", "personal_post": "#e5537a"}
 MODEL_DASHES = {"global": "solid", "team": "dash", "personal_pre": "dot", "personal_post": "solid"}
-PALETTE = (
-    "#3b82f6",
-    "#e5537a",
-    "#12a37f",
-    "#d99a00",
-    "#8b6cf6",
-    "#e8702a",
-    "#0ea5c6",
-    "#b5549c",
-    "#7f9a2e",
-    "#8d8279",
-)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon", "hexagon", "triangle-down")
 HEAT = ((0.0, "rgba(59,130,246,0.04)"), (0.5, "rgba(59,130,246,0.55)"), (1.0, "rgba(37,99,235,1)"))
 

@@ -3,9 +3,14 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tierfed.report.load import RunFolder
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tierfed.reproduce.runner import Outcome
 
 Tables = Mapping[str, Any]
 TRANSCRIBED = "third-party transcription of the paper's table, not compared with the paper"
@@ -57,6 +62,7 @@ class Line:
     :param count: ours without a run folder, of one seed (a number that no training can change)
     :param paper: the published number, None: there is none; :param std: the published standard deviation
     :param source: where the published number was read
+    :param remark: what the paper says where it has no number
     """
 
     data: str
@@ -69,6 +75,36 @@ class Line:
     paper: float | None = None
     std: float | None = None
     source: str = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A picture beside a study's page, in the file <study>-<name>.svg.
+
+    :param caption: what it shows, a sentence or two
+    :param draw: (runs by case, one for each seed) -> SVG, see `tierfed.report.svg`; empty: there is nothing to show
+    :param cases: without finished runs of all of these it is left out
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[Mapping[str, list[RunFolder]]], str]
+    cases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a study is shown that is no table of a paper.
+
+    :param page: its page, below the working folder
+    :param markdown: that page without what is written by hand
+    :param table: for the terminal
+    """
+
+    page: str
+    markdown: Callable[["Outcome"], str]
+    table: Callable[["Outcome"], "RenderableType"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +115,9 @@ class Study:
     :param unit: of all its numbers
     :param notes: what the paper leaves open and how it was filled in, what differs
     :param ranked: quantities by which methods are put in order, the paper's beside ours
+    :param figures: what is drawn of its runs
+    :param tolerant: a run that refuses its config stands in the table with the reason, and the others go on
+    :param view: its own way to be shown
     """
 
     name: str
@@ -89,6 +128,14 @@ class Study:
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
     ranked: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tolerant: bool = False
+    view: View | None = None
+
+    @property
+    def page(self) -> str:
+        """The page in the docs, below the working folder."""
+        return f"docs/reproduction/{self.name}.md" if self.view is None else self.view.page
 
 
 def accuracy(model: str) -> Callable[[RunFolder], float]:

@@ -1,0 +1,132 @@
+"""Whether an algorithm, a model, data and a tree fit together: asked before anything is written."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tierfed.algorithm import Algorithm, Tier
+from tierfed.config import Config
+from tierfed.data import Federation
+from tierfed.errors import InputError
+from tierfed.models import MODELS, build_model
+from tierfed.plan import Plan
+from tierfed.task import Task
+from tierfed.topology import Topology
+from tierfed.tree import Params, nbytes
+
+_GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+_STACKED = 2  # a node that sees its children holds their rows once more while it works
+
+
+def check_needs(config: Config, algorithm: Algorithm, task: Task, plan: Plan, federation: Federation) -> None:
+    """Everything that an algorithm needs of model and data.
+
+    :raises InputError: something is missing, and what to do
+    """
+    name = str(config.algorithm.get("name"))
+    check_batches(task, plan, federation)
+    if algorithm.needs_norms and not task.norms:
+        there = [m for m in MODELS if _has_norms(m, federation)]
+        raise InputError(
+            f"{name} keeps entries of batch norms on the devices, but the model {config.model.name!r} has no batch "
+            f"norm; take one that has (here: {', '.join(there) or 'one of your own'}), or let other entries be private "
+            "(algorithm.private or private_set)"
+        )
+    if algorithm.needs_held:
+        check_held(config, federation)
+    check_size(name, algorithm, plan, federation)
+
+
+def check_batches(task: Task, plan: Plan, federation: Federation) -> None:
+    """Batch norm cannot train on a batch of one sample."""
+    for i, name in enumerate(federation.devices):
+        if task.norms and plan.width(i) < 2:
+            raise InputError(
+                f"device {name!r} trains on batches of one sample, but the model has batch norm, which needs two; "
+                "set data.batch and data.min_samples to 2 or more, or take a model without batch norm"
+            )
+
+
+def check_size(name: str, algorithm: Algorithm, plan: Plan, federation: Federation) -> None:
+    """:raises InputError: a device has more training samples than the algorithm has room for"""
+    if algorithm.most_samples is None:
+        return
+    sizes = [plan.steps(i, algorithm) * plan.width(i) for i in range(len(federation.devices))]
+    most = max(range(len(sizes)), key=sizes.__getitem__)
+    if sizes[most] > algorithm.most_samples:
+        raise InputError(
+            f"{name} has room for {algorithm.most_samples} training samples per device, but device "
+            f"{federation.devices[most]!r} has {sizes[most]} in whole batches; set algorithm.samples to that or more"
+        )
+
+
+def check_held(config: Config, federation: Federation) -> None:
+    """The algorithm measures on local validation data."""
+    empty = [n for n, rows in zip(federation.devices, federation.val, strict=True) if not len(rows)]
+    if empty:
+        raise InputError(
+            f"{config.algorithm.get('name')} measures its losses on held-out local data, but {len(empty)} devices have "
+            f"none (the first is {empty[0]!r}); set data.split.val (now {config.data.split.val}) or data.min_samples "
+            "higher"
+        )
+
+
+def check_participation(name: str, algorithm: Algorithm, topology: Topology) -> None:
+    """:raises InputError: the algorithm needs every device in every round, and some are not polled"""
+    for policy, link in zip(topology.policies, topology.links, strict=True):
+        if algorithm.needs_full and policy.sample != 1.0:
+            raise InputError(
+                f"{name} needs every device in every round, but topology.participation polls only {policy.sample:g} "
+                f"({'share' if isinstance(policy.sample, float) else 'number'} of the children) on the link {link}; "
+                "set it to 1.0"
+            )
+
+
+def check_memory(name: str, tiers: Sequence[Tier], topology: Topology, shared: Params) -> None:
+    """What inner nodes keep of models and children must fit into the machine's memory. Nothing is allocated.
+
+    :raises InputError: it does not
+    """
+    there, needed = machine_bytes(), server_bytes(tiers, topology, shared)
+    if there is not None and needed > there:
+        raise InputError(
+            f"the nodes above the devices would need {needed / 1e9:.1f} GB for {name} ({topology.devices} devices, a "
+            f"model of {nbytes(shared) / 1e6:.1f} MB), this machine has {there / 1e9:.1f} GB; take a smaller model, "
+            "fewer devices, or where the algorithm has them: smaller hypernetworks (algorithm.width, hidden), fewer "
+            "candidates (top_m), servers at the fogs (server_at = 'fog')"
+        )
+
+
+def server_bytes(tiers: Sequence[Tier], topology: Topology, shared: Params) -> int:
+    """Bytes of all that inner nodes keep, and of the largest set of rows that one of them works on."""
+    like = {k: t.to("meta") for k, t in shared.items()}
+    total, at_work = 0, 0
+    for depth, tier in enumerate(tiers):
+        total += topology.nodes[depth] * nbytes(tier.init(like))
+        row = nbytes(tier.child(like, 0))
+        if not row:
+            continue
+        to = depth + 1
+        while to < len(tiers) and tiers[to].relay:
+            to += 1
+        below = max(len(topology.below(depth, node, to)) for node in range(topology.nodes[depth]))
+        total += topology.shape[to] * row
+        at_work = max(at_work, _STACKED * below * row if tier.sees else 0)
+    return total + at_work
+
+
+def machine_bytes() -> int | None:
+    """Memory of this machine, or of the control group that the process is in; None: nobody says."""
+    found = []
+    with suppress(ValueError, OSError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(ValueError, OSError):
+        found.append(int(_GROUP_MEMORY.read_text("ascii")))
+    return min(found, default=None)
+
+
+def _has_norms(name: str, federation: Federation) -> bool:
+    if not MODELS[name].fits(federation.shape):
+        return False
+    return bool(Task(build_model(name, federation.shape, max(2, len(federation.classes)), {}, 0)).norms)
