@@ -7,6 +7,7 @@ trains a global model, team models and personal models; `tierfed run` does the s
 
 from importlib.metadata import PackageNotFoundError, version
 
+from tierfed import waiting as _  # noqa: F401
 from tierfed.algorithm import Algorithm, Average, Batch, Data, Info, Relay, Tier
 from tierfed.config import Config, load_config
 from tierfed.data import Dataset, Federation
