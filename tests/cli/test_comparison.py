@@ -251,7 +251,8 @@ class TestRun:
         Path("toy.npz").unlink()
         shell.good(*self.COMMAND)
         page = Path("docs/comparison.md").read_text("utf-8")
-        assert "No numbers: skipped: " in page
+        assert "No numbers: skipped: no data." in page
+        assert str(Path.cwd()) not in page
         assert "comparison-toy.svg" not in page
 
 

@@ -218,6 +218,9 @@ class TestRun:
         assert "**SCALED DOWN: 1 of 400 rounds" in text
         assert "| MNIST | FedAvg | GM | 84.87 ± 0.054 |" in text
         assert "third-party transcription" in text
+        assert "| skipped: no data |" in text
+        assert "nothing can be fetched here" not in text
+        assert "nothing can be fetched here" in said
         assert "tierfed reproduce permfl-table1 --scale 0.0025 --methods fedavg\n" in text
         (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
         common = tomllib.loads(block)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,14 @@ def write_page(outcome: Outcome, path: Path) -> Path:
     _, found, by_hand = before.partition(f"\n{BY_HAND}\n")
     for name, picture in drawn(outcome).items():
         write_atomic(path.parent / name, picture)
-    write_atomic(path, markdown(outcome) + (f"\n{BY_HAND}\n{by_hand}" if found else ""))
+    write_atomic(path, markdown(_without_places(outcome)) + (f"\n{BY_HAND}\n{by_hand}" if found else ""))
     return path
+
+
+def _without_places(outcome: Outcome) -> Outcome:
+    """A page may be read elsewhere: where data were looked for on this machine is not in it."""
+    told = [replace(e, missing="skipped: no data") if e.missing.startswith("skipped:") else e for e in outcome.entries]
+    return replace(outcome, entries=tuple(told))
 
 
 def _number(value: float, std: float | None) -> str:
