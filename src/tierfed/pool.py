@@ -60,19 +60,30 @@ def run_all(
     return {n: f.result() for n, f in futures.items() if not f.cancelled()}
 
 
+def begun(config: Config) -> Config | None:
+    """What the folder of a run was begun with; None: there is no run yet.
+
+    :raises InputError: it holds another run
+    """
+    path = Path(str(config.run.out))
+    if not (path / "config.toml").exists():
+        return None
+    before = read_run(path)
+    if fingerprint(before) != fingerprint(config):
+        raise InputError(
+            f"{path / 'config.toml'} is another setting than what shall run here (or another data directory); undo the "
+            "change, choose another folder (--out), or delete that one"
+        )
+    return before
+
+
 def carry_on(config: Config, watch: Watcher | None = None) -> bool:
     """One run from where it is, begun where there is none; whether it came to its end.
 
     :raises InputError: its folder holds another run, or has trained more rounds than are wanted
     """
-    path = Path(str(config.run.out))
-    if (path / "config.toml").exists():
-        before = read_run(path)
-        if fingerprint(before) != fingerprint(config):
-            raise InputError(
-                f"{path / 'config.toml'} is another setting than what shall run here; undo the change, choose another "
-                "folder, or delete that one"
-            )
+    path, before = Path(str(config.run.out)), begun(config)
+    if before is not None:
         rounds = None if before.run.rounds == config.run.rounds else config.run.rounds
         return not resume(path, rounds=rounds, watch=watch).interrupted
     if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):

@@ -278,7 +278,7 @@ class TestRun:
         reproduce(study, folder, tiny(data))
         config = folder / "mnist-fedavg-s0" / "config.toml"
         config.write_text(config.read_text("utf-8").replace("batch = 124", "batch = 100"), "utf-8")
-        with pytest.raises(InputError, match="is another setting than the study's"):
+        with pytest.raises(InputError, match="is another setting than what shall run here"):
             reproduce(study, folder, tiny(data))
 
     def test_a_method_that_is_not_there(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,12 @@ from tierfed.algorithms import known
 from tierfed.config import Config, from_table
 from tierfed.data import open_source
 from tierfed.errors import InputError, nearest
-from tierfed.loop import read_run
 from tierfed.metrics import write_atomic
-from tierfed.pool import run_all
+from tierfed.pool import begun, run_all
 from tierfed.report.load import RunFolder
 from tierfed.reproduce.study import Case, Line, Study, merged
 from tierfed.result import Watcher
-from tierfed.session import fingerprint, on_disk
+from tierfed.session import on_disk
 
 TIMES = "times.json"
 NOT_ASKED = "not asked for"
@@ -171,16 +170,8 @@ def complete(config: Config) -> bool:
 
     :raises InputError: its folder holds another setting
     """
-    path = Path(str(config.run.out))
-    if not (path / "config.toml").exists():
-        return False
-    before = read_run(path)
-    if fingerprint(before) != fingerprint(config):
-        raise InputError(
-            f"{path / 'config.toml'} is another setting than the study's (or another data directory); choose another "
-            "--out, or delete that folder"
-        )
-    if before.run.rounds != config.run.rounds:
+    path, before = Path(str(config.run.out)), begun(config)
+    if before is None or before.run.rounds != config.run.rounds:
         return False
     try:
         found = RunFolder.read(path)
