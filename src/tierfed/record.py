@@ -14,6 +14,7 @@ from tierfed.metrics import MODELS, Kind, Row, gain, higher_is_better, main_metr
 from tierfed.peers import PEER_LINK
 from tierfed.setup import World
 from tierfed.task import Task
+from tierfed.transfers import Transfer
 from tierfed.tree import Params, Tree
 
 Scores = dict[str, npt.NDArray[np.float64]]  # metric -> [N]; NaN: no such model or no test data
@@ -51,6 +52,28 @@ def cost_rows(
         Row(round_, "cloud", "cloud", "", "", "joules", sum(cost.link_joules) + cost.compute_joules),
     ]
     return rows
+
+
+def summed(rows: list[Row]) -> list[Row]:
+    """Costs of one round that came in several parts, added up; of the clock the last."""
+    total: dict[Row, float] = {}
+    for r in rows:
+        key = r._replace(value=0.0)
+        total[key] = r.value if r.metric == "clock_seconds" else total.get(key, 0.0) + r.value
+    return [key._replace(value=value) for key, value in total.items()]
+
+
+def transfer_event(transfer: Transfer, cost: RoundCost) -> dict[str, Any]:
+    """What crossed the links before round 1, in the log of a run: bytes of the devices' own links, seconds, joules."""
+    return {
+        "round": 0,
+        "event": "transfer",
+        "what": transfer.what,
+        "down_bytes": int(transfer.down_bytes.sum()),
+        "up_bytes": int(transfer.up_bytes.sum()),
+        "seconds": cost.round_seconds,
+        "joules": sum(cost.link_joules),
+    }
 
 
 def trace_rows(world: World, engine: Engine, round_: int, log: RoundLog) -> list[Row]:

@@ -17,12 +17,23 @@ from tierfed.cost import RoundCost
 from tierfed.engine import Engine
 from tierfed.formation import event, form, pending, with_teams
 from tierfed.metrics import Row, to_table, write_atomic
-from tierfed.record import cost_rows, device_rows, evaluate, events, headline, score_rows, trace_rows
+from tierfed.record import (
+    cost_rows,
+    device_rows,
+    evaluate,
+    events,
+    headline,
+    score_rows,
+    summed,
+    trace_rows,
+    transfer_event,
+)
 from tierfed.result import Progress, Watcher
 from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.store import DiskStore, MemoryStore, disk_error
 from tierfed.ties import TieRecord
+from tierfed.transfers import Transfer, bursts
 
 _EXPORT_SECONDS = 10.0
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
@@ -78,6 +89,11 @@ class Session:
             self._count(formation.cost)
             rows += cost_rows(self.world, 0, formation.cost, self.clock_seconds, links=("cloud-device",))
             happened.append(event(self.world, formation))
+        for transfer in self.world.transfers:
+            cost = self._moved(transfer)
+            rows += cost_rows(self.world, 0, cost, self.clock_seconds)
+            happened.append(transfer_event(transfer, cost))
+        rows = summed(rows)
         rows += score_rows(self.world, 0, evaluate(self.world, self.engine, self.world.config.eval.post), self.baseline)
         happened += self.ties.measure(self.world, self.engine, 0)
         self._finish(0, rows, happened, "", True, True)
@@ -85,6 +101,13 @@ class Session:
     def _take_teams(self, teams: list[int]) -> None:
         self.world = with_teams(self.world, teams)
         self.constant["formed"] = teams
+
+    def _moved(self, transfer: Transfer) -> RoundCost:
+        """The cost of what crosses the links once."""
+        topology = self.engine.topology
+        cost = self.world.clock.price(topology, [1] * topology.depth, bursts(transfer, topology), [])
+        self._count(cost)
+        return cost
 
     def _count(self, cost: RoundCost) -> None:
         self.clock_seconds += cost.round_seconds

@@ -22,6 +22,7 @@ from tierfed.rng import Purpose, generator
 from tierfed.store import Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
+from tierfed.transfers import Transfer
 from tierfed.tree import nbytes, take
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
@@ -42,6 +43,8 @@ class World:
     clock: Clock
     device: torch.device
     engine_name: str
+    transfers: tuple[Transfer, ...] = ()
+    """What crosses the links once, before round 1."""
 
     def engine(self, store: Store) -> Engine:
         """An engine over a store."""

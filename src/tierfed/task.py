@@ -186,22 +186,28 @@ class Task:
                 self._modes[frozen].get_submodule(name).eval()
         return self._modes[frozen]
 
-    def grad(self, params: Params, batch: Batch, keys: Collection[str] | None = None) -> tuple[Params, Tensor, Params]:
-        """Gradient over `keys` (all trainable by default), mean loss [], batch-norm statistics after this batch."""
-        keys = self.trainable if keys is None else keys
+    def grad(
+        self, params: Params, batch: Batch, keys: Collection[str] | None = None, loss: Loss | None = None
+    ) -> tuple[Params, Tensor, Params]:
+        """Gradient over `keys` (all trainable by default), mean loss [], batch-norm statistics after this batch.
+
+        :param loss: (outputs, batch.y) -> loss of each sample [B]; the task's own by default. What a distillation
+            compares outputs with may be in batch.y
+        """
+        keys, loss = self.trainable if keys is None else keys, loss or self.loss
         net = self._mode(keys)
         seeds = dict.fromkeys(self._seeds, batch.seed)
 
         def f(train: Params) -> tuple[Tensor, Params]:
             stats = {k: params[k].clone() for k in self.buffers}  # updated in place by the batch norms
             out = functional_call(net, {**params, **train, **stats, **seeds}, (self._laid_out(batch.x),))
-            return self.loss(out, batch.y).mean(), stats
+            return loss(out, batch.y).mean(), stats
 
         train = take(params, [k for k in self.trainable if k in set(keys)])
-        g, (loss, stats) = (_grad_and_value if maybe_current_level() is None else _mapped)(f, train)
+        g, (value, stats) = (_grad_and_value if maybe_current_level() is None else _mapped)(f, train)
         if self.weight_decay:
             g = {k: v + self.weight_decay * params[k] for k, v in g.items()}
-        return g, loss, stats
+        return g, value, stats
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """Pictures as a CPU's convolutions like them: channels last (1.4 times as fast)."""
@@ -217,12 +223,13 @@ class Task:
         drift: Params | None = None,
         pull: tuple[float | Tensor, Params] | None = None,
         keys: Collection[str] | None = None,
+        loss: Loss | None = None,
     ) -> Params:
         """One SGD step on f(w) + <drift, w> + lam/2 |w - anchor|^2, pull = (lam, anchor), over `keys`.
 
-        drift and anchor may cover some of the keys; the others have no such term.
+        drift and anchor may cover some of the keys; the others have no such term. `loss` as in `grad`.
         """
-        g, _, stats = self.grad(params, batch, keys)
+        g, _, stats = self.grad(params, batch, keys, loss)
         if drift is not None:
             g = {k: v + drift[k] if k in drift else v for k, v in g.items()}
         if pull is not None:

@@ -135,6 +135,15 @@ class TestGrad:
         w = plain.init()
         assert gap(decayed.grad(w, b)[0], {k: v + 0.3 * w[k] for k, v in plain.grad(w, b)[0].items()}) < 1e-12
 
+    def test_another_loss(self) -> None:
+        """f(w) = <y, w> has the gradient mean(y), whatever the task's own loss is."""
+        task, params = Task(Point(torch.tensor([1.0, 2.0])), half_square), {"w": torch.tensor([1.0, 2.0])}
+        data = batch(torch.ones(2, 1), torch.tensor([[1.0, 0.0], [3.0, 2.0]]))
+        g, value, _ = task.grad(params, data, loss=lambda out, y: (out * y).sum(-1))
+        assert (g["w"].tolist(), float(value)) == ([2.0, 1.0], 4.0)
+        stepped = task.step(params, data, 0.5, loss=lambda out, y: (out * y).sum(-1))
+        assert stepped["w"].tolist() == [0.0, 1.5]
+
     def test_only_some_keys(self) -> None:
         task, b = Task(toy_net()), toy_batch()
         w = task.init()

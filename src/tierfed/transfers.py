@@ -1,0 +1,52 @@
+"""What crosses the links once, before round 1: public samples, raw data, seeds of a generator."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tierfed.cost import Burst
+from tierfed.topology import Topology
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transfer:
+    """One thing that devices get or give.
+
+    :param what: its name in the log
+    :param down_bytes: [N] what each device gets
+    :param up_bytes: [N] what each device gives
+    :param common: all get the same, so that a fog gets one copy for all its devices
+    :param end: from and to whom: the cloud, through all fogs in between, or the parent of each device
+    """
+
+    what: str
+    down_bytes: Ints
+    up_bytes: Ints
+    common: bool = False
+    end: Literal["cloud", "parent"] = "cloud"
+
+
+def bursts(transfer: Transfer, topology: Topology) -> list[Burst]:
+    """The transfer on the links of a tree; nothing on links inside one machine, nor where nothing is to be moved."""
+    out = []
+    devices = np.arange(topology.devices)
+    last = topology.depth - 1
+    for depth in range(0 if transfer.end == "cloud" else last, last + 1):
+        if topology.colocated and topology.colocated[depth]:
+            continue
+        nodes, place = np.unique(topology.ancestor(topology.depth, devices, depth + 1), return_inverse=True)
+        up = np.bincount(place, transfer.up_bytes, len(nodes)).astype(np.int64)
+        down = np.zeros(len(nodes), np.int64)
+        (np.maximum if transfer.common else np.add).at(down, place, transfer.down_bytes)
+        used = np.flatnonzero(up + down)
+        parents = topology.parents[depth][nodes]
+        out.append(
+            Burst(
+                depth=depth, tick=0, parents=parents[used], kids=nodes[used], down_bytes=down[used], up_bytes=up[used]
+            )
+        )
+    return [b for b in out if len(b.kids)]
