@@ -4,7 +4,8 @@ import copy
 import math
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tierfed.session import Session, fingerprint, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.store import DiskStore, MemoryStore, disk_error
 
-__all__ = ["Progress", "Result", "Watcher", "default_folder", "make_folder", "read_run", "resume", "run"]
+__all__ = ["Progress", "Result", "Watcher", "default_folder", "make_folder", "open_run", "read_run", "resume", "run"]
 
 GIVEN = "given:"  # in the place of a name in a config: what the caller had at hand
 
@@ -100,19 +101,7 @@ def resume(
         another process at work on it
     """
     path = Path(path)
-    config = read_run(path)
-    for given, name, what in ((data, config.data.source, "data"), (module, config.model.name, "module")):
-        if name.startswith(GIVEN) and given is None:
-            raise InputError(
-                f"the run in {path} was begun in Python with {what}= ({name.removeprefix(GIVEN)}); go on with it "
-                f"there: tierfed.resume({str(path)!r}, {what}=…)"
-            )
-    data_file = path / "state" / "data.mdb"
-    if (path / "metrics.parquet").exists() and not (data_file.exists() and data_file.stat().st_size):
-        raise InputError(
-            f"{path} has metrics, but its checkpoint ({data_file}) is missing or empty; restore it from a copy, or "
-            "delete the folder and start the run again"
-        )
+    config = _begun(path, data, module)
     if rounds is not None:
         config = from_table({**_tables(path), "run": {**_tables(path)["run"], "rounds": rounds}})
     if data is not None:
@@ -135,6 +124,64 @@ def resume(
         return _loop(world, store, path, rows, happened, watch, baseline)
     finally:
         store.close()
+
+
+@contextmanager
+def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = None) -> Iterator[Result]:
+    """A run as its last commit left it, to take models and scores from; nothing is trained, nothing written.
+
+    :param data: what was given to `run`; :param module: the same
+    :raises InputError: as `resume`; also a run without a committed round
+    """
+    path = Path(path)
+    config = _begun(path, data, module)
+    store = DiskStore(path / "state")
+    try:
+        if not store.meta:
+            raise InputError(f"the run in {path} has no committed round; go on with it: `tierfed resume {path}`")
+        _check_config(store, path, config)
+        world = prepare(
+            config,
+            None if data is None else dataset(data, config.data.columns),
+            None if module is None else _as_begun(store, module),
+        )
+        store.move(world.device)
+        _check_data(store, path, world)
+        rows, happened = _replay(store)
+        session = Session(world, world.engine(store), store, path, rows, happened, None, None, identity(world))
+        session.engine.restore(store.meta)
+        yield Result(
+            folder=path,
+            rows=rows,
+            events=happened,
+            world=session.world,
+            engine=session.engine,
+            recorded=session.ties.known,
+            trained=0,
+        )
+    finally:
+        store.close()
+
+
+def _begun(path: Path, data: Any, module: nn.Module | None) -> Config:
+    """The config of a run that has a checkpoint, or none yet.
+
+    :raises InputError: no run folder, or what it was begun with in Python was not given
+    """
+    config = read_run(path)
+    for given, name, what in ((data, config.data.source, "data"), (module, config.model.name, "module")):
+        if name.startswith(GIVEN) and given is None:
+            raise InputError(
+                f"the run in {path} was begun in Python with {what}= ({name.removeprefix(GIVEN)}); go on with it "
+                f"there: tierfed.resume({str(path)!r}, {what}=…)"
+            )
+    data_file = path / "state" / "data.mdb"
+    if (path / "metrics.parquet").exists() and not (data_file.exists() and data_file.stat().st_size):
+        raise InputError(
+            f"{path} has metrics, but its checkpoint ({data_file}) is missing or empty; restore it from a copy, or "
+            "delete the folder and start the run again"
+        )
+    return config
 
 
 def read_run(path: Path) -> Config:

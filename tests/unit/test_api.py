@@ -45,7 +45,8 @@ SMALL: dict[str, Any] = {"run": {"rounds": 2, "threads": 1}, "data": {"batch": 4
 def test_exports() -> None:
     assert tierfed.__all__ == [
         "Algorithm", "Average", "Batch", "Config", "Data", "Dataset", "Federation", "Idle", "Info", "InputError",
-        "Progress", "Relay", "Result", "Task", "Tier", "__version__", "from_table", "load_config", "resume", "run",
+        "Progress", "Relay", "Result", "Task", "Tier", "__version__", "from_table", "load_config", "open_run",
+        "resume", "run",
     ]  # fmt: skip
     assert all(hasattr(tierfed, name) for name in tierfed.__all__)
 
@@ -72,6 +73,24 @@ def test_ten_lines_for_an_own_model_and_table(tmp_path: Path) -> None:
     assert result.global_model()(torch.zeros(5, 3)).shape == (5, 2)
     assert result.world.federation.devices == ("ann", "bob", "cid")
     assert (tmp_path / "r" / "metrics.parquet").exists()
+
+
+def test_a_run_is_opened_again_with_its_models_and_scores(tmp_path: Path) -> None:
+    config = {"algorithm": {"name": "ditto"}, "run": {"rounds": 1, "out": str(tmp_path / "r")}, "data": {"batch": 4}}
+    frame, module, x = pa.table(columns()), Net(), torch.ones(5, 3)
+    result = tierfed.run(config, data=frame, module=module)
+    with pytest.raises(tierfed.InputError, match="begun in Python with data="), tierfed.open_run(tmp_path / "r"):
+        pass
+    with tierfed.open_run(tmp_path / "r", data=frame, module=module) as run:
+        assert (run.scores, run.trained) == (result.scores, 0)
+        assert torch.equal(run.personal_model("bob")(x), result.personal_model("bob")(x))
+        assert torch.equal(run.global_model()(x), result.global_model()(x))
+
+
+def test_a_folder_without_a_committed_round_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[run]\nrounds = 1\n")
+    with pytest.raises(tierfed.InputError, match="no committed round; go on"), tierfed.open_run(tmp_path):
+        pass
 
 
 def same_data(a: tierfed.Dataset, b: tierfed.Dataset) -> bool:

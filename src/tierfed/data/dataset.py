@@ -87,6 +87,27 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Scaling:
+    """What turns raw samples into a model's input: (x / divisor - mean) / std, in float64 before it is rounded.
+
+    :param divisor: 255 for bytes
+    :param mean: [1, C, 1 ...] per channel; None: not standardized
+    :param std: the same shape, positive
+    """
+
+    divisor: float = 1.0
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Scaled samples [n, *shape] in `dtype`."""
+        if self.mean is None or self.std is None:
+            return x.to(dtype) if self.divisor == 1 else x.to(dtype).div_(self.divisor)
+        x = x.double() if self.divisor == 1 else x.double() / self.divisor
+        return ((x - self.mean) / self.std).to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Federation:
     """Who holds what: N devices, each with its training, validation and test rows of one common pool.
 
@@ -99,6 +120,7 @@ class Federation:
     :param devices: N names
     :param natural: [N] natural team of each device, an index into `teams`; None: the data have no natural teams
     :param bits_per_sample: raw size of one sample as a device stores it
+    :param scaling: what made x out of the raw samples
     """
 
     name: str
@@ -112,6 +134,7 @@ class Federation:
     bits_per_sample: int
     natural: Ints | None = None
     teams: tuple[str, ...] = ()
+    scaling: Scaling = Scaling()
 
     def __len__(self) -> int:
         return len(self.devices)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tierfed.data import split
-from tierfed.data.dataset import TEST, TRAIN, VAL, Bytes, Dataset, Federation, Ints, checked
+from tierfed.data.dataset import TEST, TRAIN, VAL, Bytes, Dataset, Federation, Ints, Scaling, checked
 from tierfed.data.partition import KINDS, POOLING, follow, keep_labels, partition
 from tierfed.data.settings import DataSettings
 from tierfed.data.sources import open_source
@@ -43,9 +43,11 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
     train, val, test = (tuple(groups[i][parts[i] == part] for i in kept) for part in (TRAIN, VAL, TEST))
     natural = data.team[kept] if own is not None and data.team is not None else None
     used = [] if natural is None else np.unique(natural).tolist()
+    scaling = _scaling(data.x, np.concatenate(train), settings.standardize)
     return Federation(
         name=data.name,
-        x=_standardized(data.x, np.concatenate(train), settings.standardize, dtype),
+        x=scaling(data.x, dtype),
+        scaling=scaling,
         y=data.y if data.classes else data.y.to(dtype),
         classes=data.classes,
         train=train,
@@ -205,14 +207,14 @@ def _large_enough(name: str, devices: tuple[str, ...], sizes: Ints, settings: Da
     return np.flatnonzero(sizes >= settings.min_samples)
 
 
-def _standardized(x: Tensor, train: Ints, standardize: bool | str, dtype: torch.dtype) -> Tensor:
-    """x in `dtype`: bytes divided by 255; mean 0 and variance 1 per channel (dimension 1) where wanted."""
+def _scaling(x: Tensor, train: Ints, standardize: bool | str) -> Scaling:
+    """Bytes divided by 255; mean 0 and variance 1 per channel (dimension 1) where wanted."""
     image = x.dtype == torch.uint8
+    divisor = 255.0 if image else 1.0
     if standardize is False or (standardize == "auto" and image):
-        return x.to(dtype).div_(255) if image else x.to(dtype)
-    x = x.double() / 255 if image else x.double()
-    rows = x[torch.from_numpy(train)]
+        return Scaling(divisor=divisor)
+    rows = x[torch.from_numpy(train)].double() / divisor
     axes = [0, *range(2, x.ndim)]
     mean, std = rows.mean(axes, keepdim=True), rows.std(axes, correction=0, keepdim=True)
     # A feature that never changes carries nothing: it becomes 0, not 0/0.
-    return ((x - mean) / torch.where(std > 0, std, 1.0)).to(dtype)
+    return Scaling(divisor=divisor, mean=mean, std=torch.where(std > 0, std, 1.0))
