@@ -147,7 +147,9 @@ def toy_task(
     rng = np.random.default_rng(5)
     x, y = torch.from_numpy(rng.normal(size=(20, 8))).to(dtype), torch.from_numpy(rng.integers(0, 4, 20))
     return Task(
-        toy_net(act, dtype, dropout, norm), public=Batch(x, y, torch.ones(20, dtype=torch.bool), torch.tensor(0))
+        toy_net(act, dtype, dropout, norm),
+        public=Batch(x, y, torch.ones(20, dtype=torch.bool), torch.tensor(0)),
+        classes=4,
     )
 
 
@@ -172,7 +174,7 @@ def toy_settings(
 def make_engine(
     kind: str,
     algorithm: Algorithm,
-    task: Task,
+    task: Task | Sequence[Task],
     plan: Plan,
     settings: TopologySettings | None = None,
     faults: Faults | None = None,
@@ -180,15 +182,18 @@ def make_engine(
     natural: Ids | Sequence[int] | None = None,
     store: Store | None = None,
     clock: Any = None,
+    kinds: Ids | None = None,
 ) -> Engine:
     """A fresh engine, "serial" or "vectorized", at round 0; flat by default.
 
+    :param task: of all devices, or several of which `kinds` [N] says who has which
     :param natural: the team of each device [N], for settings that ask for natural teams
     """
     teams = None if natural is None else np.asarray(natural, np.int64)
     topology = build_topology(settings or TopologySettings(fogs=0), plan.samples, seed=seed, natural=teams)
     memory = MemoryStore() if store is None else store
-    return ENGINES[kind](algorithm, [task], topology, plan, memory, faults=faults, clock=clock)
+    tasks = [task] if isinstance(task, Task) else task
+    return ENGINES[kind](algorithm, tasks, topology, plan, memory, faults=faults, kinds=kinds, clock=clock)
 
 
 def run(engine: Engine, rounds: int) -> Engine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -241,6 +241,26 @@ class Algorithm:
     def needs_norms(self) -> bool:
         """Whether the model must have batch norms."""
         return False
+
+    @property
+    def mixed_models(self) -> bool:
+        """Whether devices may have different models: nothing that has the shape of one travels."""
+        return False
+
+    @property
+    def needs_public(self) -> bool:
+        """Whether there must be public samples, `Task.public`."""
+        return False
+
+    @property
+    def public_goes(self) -> Literal["", "samples", "labels"]:
+        """What of the public samples all devices get before round 1: nothing, the samples, their labels too."""
+        return ""
+
+    @property
+    def extra_samples(self) -> int:
+        """Gradients of single samples in a visit beside those on local data; the clock charges them too."""
+        return 0
 
     @property
     def most_samples(self) -> int | None:

@@ -26,6 +26,7 @@ def catalog() -> list[dict[str, str]]:
                 "models": entry.models,
                 "needs": ", ".join([*(["a linear model"] if linear else []), *needs(algorithm)]) or "-",
                 "all devices": "yes" if algorithm.needs_full else "no",
+                "different models": "yes" if algorithm.mixed_models else "no",
             }
         )
     return rows
@@ -38,9 +39,9 @@ def _over_a_fog(algorithm: Algorithm) -> tuple[str, bool]:
         build_model("mclr", (4,), 2, {}, 0),
     )
     try:
-        return fog_link(algorithm, Task(dense)), False
+        return fog_link(algorithm, Task(dense, classes=2)), False
     except InputError:
-        return fog_link(algorithm, Task(linear)), True
+        return fog_link(algorithm, Task(linear, classes=2)), True
 
 
 def fog_link(algorithm: Algorithm, task: Task) -> str:
@@ -56,4 +57,5 @@ def needs(algorithm: Algorithm) -> list[str]:
     return [
         *(["batch norms"] if algorithm.needs_norms else []),
         *(["held-out local data"] if algorithm.needs_held else []),
+        *(["public samples"] if algorithm.needs_public else []),
     ]

@@ -6,27 +6,41 @@ from contextlib import suppress
 from pathlib import Path
 
 from tierfed.algorithm import Algorithm, Tier
+from tierfed.algorithms import REGISTRY, make
 from tierfed.config import Config
 from tierfed.data import Federation
 from tierfed.errors import InputError
 from tierfed.models import MODELS, build_model
-from tierfed.plan import Plan
+from tierfed.plan import Ids, Plan
 from tierfed.task import Task
-from tierfed.topology import Topology
+from tierfed.topology import FORMED, Topology
 from tierfed.tree import Params, nbytes
 
 _GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _STACKED = 2  # a node that sees its children holds their rows once more while it works
 
 
-def check_needs(config: Config, algorithm: Algorithm, task: Task, plan: Plan, federation: Federation) -> None:
-    """Everything that an algorithm needs of model and data.
+def check_needs(
+    config: Config,
+    algorithm: Algorithm,
+    tasks: Sequence[Task],
+    kinds: Ids | None,
+    plan: Plan,
+    federation: Federation,
+) -> None:
+    """Everything that an algorithm needs of models and data.
 
+    :param kinds: [N] which of the tasks each device has; None: all the one
     :raises InputError: something is missing, and what to do
     """
     name = str(config.algorithm.get("name"))
-    check_batches(task, plan, federation)
-    if algorithm.needs_norms and not task.norms:
+    check_batches([tasks[0 if kinds is None else kinds[i]] for i in range(len(federation))], plan, federation)
+    if algorithm.needs_public and tasks[0].public is None:
+        raise InputError(
+            f"{name} needs public samples, and there are none; set data.public, the share of every device's training "
+            "rows that becomes public, or data.public_path, a file with samples of nobody"
+        )
+    if algorithm.needs_norms and not all(task.norms for task in tasks):
         there = [m for m in MODELS if _has_norms(m, federation)]
         raise InputError(
             f"{name} keeps entries of batch norms on the devices, but the model {config.model.name!r} has no batch "
@@ -38,9 +52,30 @@ def check_needs(config: Config, algorithm: Algorithm, task: Task, plan: Plan, fe
     check_size(name, algorithm, plan, federation)
 
 
-def check_batches(task: Task, plan: Plan, federation: Federation) -> None:
-    """Batch norm cannot train on a batch of one sample."""
-    for i, name in enumerate(federation.devices):
+def check_mixture(config: Config, algorithm: Algorithm, models: int) -> None:
+    """:raises InputError: devices have different models, and the algorithm or the formation of teams needs one"""
+    if models == 1:
+        return
+    name = str(config.algorithm.get("name"))
+    if not algorithm.mixed_models:
+        able = [n for n in sorted(REGISTRY) if make(n).mixed_models]
+        raise InputError(
+            f"{name} sends models or parts of them, so all devices must have the same; with different ones "
+            f"(model.kinds) take an algorithm that sends none: {', '.join(able)}"
+        )
+    if config.topology.teams in FORMED:
+        raise InputError(
+            f"topology.teams = {config.topology.teams!r} forms teams by models, so all devices must have the same; "
+            "with different ones (model.kinds) take other teams: natural, random, sequential"
+        )
+
+
+def check_batches(tasks: Sequence[Task], plan: Plan, federation: Federation) -> None:
+    """Batch norm cannot train on a batch of one sample.
+
+    :param tasks: [N] of each device
+    """
+    for i, (task, name) in enumerate(zip(tasks, federation.devices, strict=True)):
         if task.norms and plan.width(i) < 2:
             raise InputError(
                 f"device {name!r} trains on batches of one sample, but the model has batch norm, which needs two; "

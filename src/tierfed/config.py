@@ -45,8 +45,21 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KindSettings:
+    """A network that some of the devices train, where not all can train the same."""
+
+    name: str
+    """As model.name."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the network."""
+    devices: Count | tuple[str, ...] | None = None
+    """How many devices train it, drawn once per seed among those that no table names; or their names; none: all the
+    rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The network that everybody trains."""
+    """The network that everybody trains, or with `kinds` those of different devices."""
 
     name: str = "auto"
     """A name of `tierfed.models.MODELS`, "package.module:Class", or "auto": by the shape of the data."""
@@ -55,6 +68,8 @@ class ModelSettings:
     weight_decay: NonNegative = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the network."""
+    kinds: tuple[KindSettings, ...] = ()
+    """Tables [[model.kinds]] in the place of name and options: different networks for different devices."""
 
 
 @dataclass(frozen=True, kw_only=True)

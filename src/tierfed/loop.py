@@ -259,6 +259,10 @@ def identity(world: World) -> dict[str, Any]:
         crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
     crc = zlib.crc32("\n".join(f.devices).encode(), crc)
     norm = float(torch.linalg.vector_norm(f.x, dtype=torch.float64)) if f.x.is_floating_point() else float(f.x.sum())
+    public = world.task.public
+    if world.config.data.public_path is not None and public is not None:
+        crc = zlib.crc32(public.y.cpu().numpy().tobytes(), crc)
+        norm = math.hypot(norm, float(torch.linalg.vector_norm(public.x, dtype=torch.float64)))
     return {"crc": crc, "shape": list(f.x.shape), "norm": norm}
 
 
@@ -295,7 +299,7 @@ def _loop(
     config, engine = world.config, world.engine(store)
     session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads(config, world.task.module))
+    torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
     interrupted, start = False, int(store.meta.get("round", 0))
     try:
         if store.meta:

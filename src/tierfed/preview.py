@@ -13,44 +13,62 @@ from tierfed.wire import payload_bytes
 
 
 def preview(world: World) -> dict[str, Any]:
-    """Facts about a run; one device is visited on its first batch to see its message."""
+    """Facts about a run; one device of every model is visited on its first batch to see its message."""
     engine = world.engine(MemoryStore())
     topology, config = world.topology, world.config
     devices, samples = world.federation.devices, world.plan.samples
-    sizes, state = _visit(world, engine)
-    polled, private = _polled(engine), nbytes(state)
+    firsts = [0] if world.kinds is None else [world.kinds.tolist().index(k) for k in range(len(world.tasks))]
+    visits = [_visit(world, engine, i) for i in firsts]
+    sizes, private = visits[0][0], [nbytes(state) for _, state in visits]
+    polled, each = _polled(engine), [private[engine.kind(i)] for i in range(len(devices))]
     return {
         "algorithm": str(config.algorithm.get("name")),
         "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
         "samples_per_device": {"fewest": int(samples.min()), "most": int(samples.max())},
         "tree": " - ".join(f"{n} {name}" for n, name in zip(topology.shape, topology.levels, strict=True)),
         **({"team_formation": _formation(world)} if pending(world) else {}),
-        "model": task_summary(world.task),
+        **_models(world),
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
         "rounds": config.run.rounds,
         "device_visits_per_round": round(polled),
         "bytes_per_visit": sizes,
         "device_link_bytes_per_round": round(polled * (sizes["down"] + sizes["up"])),
-        "private_bytes_per_device": private,
-        "private_bytes_of_all_devices": private * len(devices),
+        **({"bytes_before_round_1": _before(world)} if world.transfers else {}),
+        "private_bytes_per_device": max(each),
+        "private_bytes_of_all_devices": sum(each),
     }
+
+
+def _models(world: World) -> dict[str, Any]:
+    """Sizes of the model, or of every model and the number of devices that have it."""
+    if world.kinds is None:
+        return {"model": task_summary(world.task)}
+    return {
+        f"model {name}": {**task_summary(task), "devices": int((world.kinds == k).sum())}
+        for k, (name, task) in enumerate(zip(world.kind_names, world.tasks, strict=True))
+    }
+
+
+def _before(world: World) -> dict[str, int]:
+    """What crosses the devices' links once."""
+    return {t.what: int(t.down_bytes.sum() + t.up_bytes.sum()) for t in world.transfers}
 
 
 def _formation(world: World) -> dict[str, Any]:
     """How the teams will be formed before round 1."""
     there = forming(world)
     engine = there.engine(MemoryStore())
-    sizes, _ = _visit(there, engine)
+    sizes, _ = _visit(there, engine, 0)
     rounds = world.config.topology.formation_rounds
     total = round(rounds * _polled(engine) * (sizes["down"] + sizes["up"]))
     return {"by": world.config.topology.teams, "rounds": rounds, "bytes": total}
 
 
-def _visit(world: World, engine: Engine) -> tuple[dict[str, int], Tree]:
-    """Bytes down and up, and the private state, of a visit of the first device on its first batch."""
-    message, data = message_to(engine, 0), world.plan.one(0, world.algorithm, 0, 0)
+def _visit(world: World, engine: Engine, device: int) -> tuple[dict[str, int], Tree]:
+    """Bytes down and up, and the private state, of a visit of a device on its first batch."""
+    message, data = message_to(engine, device), world.plan.one(device, world.algorithm, 0, 0)
     first = data._replace(rows=data.rows[:, :1], live=data.live[:, :1], seed=data.seed[:, :1])
-    up, state = world.algorithm.device(world.task, message, engine.own(0), first)
+    up, state = world.algorithm.device(world.task_of(device), message, engine.own(device), first)
     return {"down": int(payload_bytes(stack([message]), 1)[0]), "up": int(payload_bytes(stack([up]), 1)[0])}, state
 
 

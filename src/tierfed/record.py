@@ -133,11 +133,11 @@ def events(world: World, round_: int, log: RoundLog) -> list[dict[str, Any]]:
 
 def evaluate(world: World, engine: Engine, post: bool) -> dict[str, Scores]:
     """Scores of every evaluated model on the test data of every device: model -> metric -> [N]."""
-    test, task, n = world.federation.test, world.task, len(world.federation)
+    test, n = world.federation.test, len(world.federation)
     out: dict[str, Scores] = {name: {} for name in MODELS}
     shared: dict[int, dict[str, torch.Tensor]] = {}
     for found in models(engine, np.arange(n), post):
-        i = found.device
+        i, task = found.device, world.task_of(found.device)
         rows = torch.from_numpy(test[i]).to(world.device)
         if not len(rows):
             continue
@@ -146,7 +146,7 @@ def evaluate(world: World, engine: Engine, post: bool) -> dict[str, Scores]:
             if params is None or params.keys() < set(task.keys):
                 continue  # the algorithm has no complete model of this kind
             if name in personal:
-                scores = {k: v.mean() for k, v in _score(world, params, rows).items()}
+                scores = {k: v.mean() for k, v in _score(world, task, params, rows).items()}
             else:  # one model for many devices: scored once on everybody's data
                 if id(params) not in shared:
                     shared[id(params)] = _score_all(world, params)
@@ -156,14 +156,14 @@ def evaluate(world: World, engine: Engine, post: bool) -> dict[str, Scores]:
     return {name: scores for name, scores in out.items() if scores}
 
 
-def _score(world: World, params: Params, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+def _score(world: World, task: Task, params: Params, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """Scores of single samples [len(rows)]."""
     parts: list[dict[str, torch.Tensor]] = []
     with torch.no_grad():
         for part in rows.split(_ROWS_AT_ONCE):
             y = world.plan.y[part]
-            out = world.task.outputs(params, world.plan.x[part])
-            parts.append(per_sample_scores(out, y, kind(world), world.task.loss(out, y)))
+            out = task.outputs(params, world.plan.x[part])
+            parts.append(per_sample_scores(out, y, kind(world), task.loss(out, y)))
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
@@ -172,7 +172,7 @@ def _score_all(world: World, params: Params) -> dict[str, torch.Tensor]:
     test = world.federation.test
     rows = torch.from_numpy(np.concatenate(test)).to(world.device)
     sizes = [len(t) for t in test]
-    each = _score(world, params, rows)
+    each = _score(world, world.task, params, rows)
     return {k: torch.stack([part.mean() for part in v.split(sizes)]) for k, v in each.items()}
 
 
@@ -204,13 +204,14 @@ def headline(rows: list[Row]) -> dict[str, float]:
 
 
 def device_rows(world: World) -> Iterator[dict[str, Any]]:
-    """The table of devices: name, first team, samples, label counts."""
+    """The table of devices: name, first team, samples, label counts; with different models also which one."""
     f = world.federation
     counts, parts = f.label_counts(), {p: f.sizes(cast("Any", p)) for p in ("val", "test")}
     for i, name in enumerate(f.devices):
         team = world.team_name(int(world.topology.parents[-1][i]))
         sizes = {"train": int(world.plan.samples[i]), "val": int(parts["val"][i]), "test": int(parts["test"][i])}
-        yield {"device": name, "team": team, **sizes, "counts": counts[i].tolist()}
+        model = {} if world.kinds is None else {"model": world.kind_names[world.kinds[i]]}
+        yield {"device": name, "team": team, **sizes, "counts": counts[i].tolist(), **model}
 
 
 def task_summary(task: Task) -> dict[str, int]:

@@ -92,6 +92,24 @@ REGISTRY: dict[str, Entry] = {
         "network mean, team mean",
         "global, team, personal",
     ),
+    "fedmd": _row(
+        "fedmd:FedMD",
+        "Li, Wang 2019, arXiv 1910.03581",
+        "R x C scores",
+        "R x C mean scores",
+        "personal",
+        public_epochs=5,
+    ),
+    "perfit-fd": _row(
+        "fedmd:FedMD",
+        "Wu, He, Chen 2020 (PerFit), arXiv 2002.10671",
+        "R x C scores",
+        "R x C mean scores",
+        "personal",
+        scores="probabilities",
+        digest="kl",
+    ),
+    "fd": _row("fd:FD", "Jeong et al. 2018, arXiv 1811.11479", "C x C mean outputs", "C x C others' mean", "personal"),
     "fmtl": _row("fmtl:FMTL", "Smith et al. 2017, arXiv 1705.10467", "change", "mean", "global, personal"),
     "mocha": _row(
         "mocha:MOCHA", "Smith et al. 2017, arXiv 1705.10467", "v = X alpha", "sum of others' v", "global, personal"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import nn
 
 from tierfed.engine import Engine
@@ -17,8 +16,10 @@ from tierfed.errors import InputError, nearest
 from tierfed.metrics import Row, to_table
 from tierfed.record import headline
 from tierfed.setup import World
+from tierfed.task import Task
 from tierfed.ties import Ties
 from tierfed.ties import to_table as ties_table
+from tierfed.tree import Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class Result:
             raise InputError(
                 f"{type(self.world.algorithm).__name__} has no complete global model; ask for a personal_model"
             )
-        return self._module(params)
+        return _module(self.world.task, params)
 
     def personal_model(self, device: str) -> nn.Module:
         """What a device predicts with now (personal_pre).
@@ -88,10 +89,12 @@ class Result:
         names = self.world.federation.devices
         if device not in names:
             raise InputError(f"no device {device!r}; {nearest(device, names)}")
-        (found,) = models(self.engine, np.array([names.index(device)]), post=False)
-        return self._module(found.personal_pre)
+        i = names.index(device)
+        (found,) = models(self.engine, np.array([i]), post=False)
+        return _module(self.world.task_of(i), found.personal_pre)
 
-    def _module(self, params: dict[str, torch.Tensor]) -> nn.Module:
-        module = copy.deepcopy(self.world.task.module).cpu().eval()
-        module.load_state_dict({k: v.cpu() for k, v in params.items()}, strict=False)
-        return module
+
+def _module(task: Task, params: Params) -> nn.Module:
+    module = copy.deepcopy(task.module).cpu().eval()
+    module.load_state_dict({k: v.cpu() for k, v in params.items()}, strict=False)
+    return module

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     PEERS = 11
     PATH = 12
     MASK = 13
+    KINDS = 14
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

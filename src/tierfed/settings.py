@@ -63,6 +63,8 @@ def _place(cls: Any, loc: tuple[Any, ...]) -> tuple[tuple[str, ...], Any]:
     path: list[str] = []
     for name in map(str, loc):
         path.append(name)
+        if name.isdigit():  # the place of a table in a list of tables
+            continue
         hint = typing.get_type_hints(cls).get(name)
         inner = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
         if inner is None:
@@ -75,6 +77,9 @@ def _value(got: Any, path: tuple[str, ...], where: str) -> str:
     """The beginning of a message: the setting and its value, as far as there is one."""
     name = ".".join(filter(None, (where, *path))) or "the config"
     for key in path:
+        if isinstance(got, (list, tuple)) and key.isdigit() and int(key) < len(got):
+            got = got[int(key)]
+            continue
         if not isinstance(got, Mapping) or key not in got:
             return f"{name}: "
         got = got[key]

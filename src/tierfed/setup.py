@@ -1,24 +1,24 @@
 """From a config to everything that a run needs, checked before anything is written."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
-from tierfed.checks import check_memory, check_needs, check_participation
+from tierfed.checks import check_memory, check_mixture, check_needs, check_participation
 from tierfed.clock import Clock
 from tierfed.config import Config
-from tierfed.data import Dataset, Federation, federate, load
+from tierfed.data import Dataset, Federation, federate, load, public_samples
 from tierfed.engine import ENGINES, Engine, Vectorized
 from tierfed.errors import InputError
-from tierfed.models import build_model, check_fit
+from tierfed.kinds import Ids, about, labels, networks
 from tierfed.plan import Plan
-from tierfed.rng import Purpose, generator
 from tierfed.store import Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
@@ -37,28 +37,46 @@ class World:
     config: Config
     federation: Federation
     algorithm: Algorithm
-    task: Task
+    tasks: tuple[Task, ...]
+    """One per architecture."""
     plan: Plan
     topology: Topology
     clock: Clock
     device: torch.device
     engine_name: str
+    kinds: Ids | None = None
+    """[N] which of the tasks each device has; none: all the one."""
     transfers: tuple[Transfer, ...] = ()
     """What crosses the links once, before round 1."""
+
+    @property
+    def task(self) -> Task:
+        """The task of all devices; of several, the first, whose model the tiers are made for."""
+        return self.tasks[0]
+
+    def task_of(self, device: int) -> Task:
+        """The task of a device."""
+        return self.tasks[0 if self.kinds is None else int(self.kinds[device])]
+
+    @property
+    def kind_names(self) -> tuple[str, ...]:
+        """What different architectures are called; none where all devices have the same."""
+        return () if self.kinds is None else labels(self.config.model)
 
     def engine(self, store: Store) -> Engine:
         """An engine over a store."""
         engine = ENGINES[self.engine_name](
             self.algorithm,
-            [self.task],
+            self.tasks,
             self.topology,
             self.plan,
             store,
             faults=self.config.faults,
+            kinds=self.kinds,
             clock=self.clock,
         )
         if isinstance(engine, Vectorized):
-            engine.chunk = self.config.engine.chunk or chunk_of(self.task, self.device)
+            engine.chunk = self.config.engine.chunk or min(chunk_of(task, self.device) for task in self.tasks)
         return engine
 
     def team_name(self, node: int) -> str:
@@ -84,51 +102,61 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
     seed = config.run.seed
     federation = load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
     outputs = len(federation.classes) or (1 if federation.y.dim() == 1 else federation.y.shape[1])
-    name = config.model.name if config.model.name != "auto" else default_model(federation.shape)
-    if module is None:
-        module = build_model(name, federation.shape, outputs, config.model.options, seed)
-    check_fit(
-        module,
-        federation.shape,
-        outputs,
-        name=name,
-        dtype=None if federation.x.is_floating_point() else federation.x.dtype,
-    )
+    modules, kinds = networks(config.model, federation, outputs, seed, module)
     loss = loss_by_name(
         config.model.loss if config.model.loss != "auto" else "cross_entropy" if federation.classes else "mse"
     )
     x, y = federation.x.to(device), federation.y.to(device)
-    train, public = federation.train, None
-    if config.data.public:
-        train, rows = share_with_cloud(train, config.data.public, seed)
-        at = torch.from_numpy(rows).to(device)
-        public = Batch(
-            x[at], y[at], torch.ones(len(rows), dtype=torch.bool, device=device), torch.zeros((), dtype=torch.int64)
-        )
-    task = Task(module.to(device=device, dtype=dtype), loss, config.model.weight_decay, public)
+    train, public = public_samples(config.data, federation, seed)
+    at_cloud = None if public is None else _whole(*public, device)
+    tasks = []
+    for k, network in enumerate(modules):
+        with about(config.model, k):
+            there = network.to(device=device, dtype=dtype)
+            tasks.append(Task(there, loss, config.model.weight_decay, at_cloud, len(federation.classes)))
     batch = None if config.data.batch == "all" else config.data.batch
     plan = Plan(x=x, y=y, train=train, held=federation.val, batch=batch, seed=seed, dtype=dtype)
-    check_needs(config, algorithm, task, plan, federation)
+    check_mixture(config, algorithm, len(tasks))
+    check_needs(config, algorithm, tasks, kinds, plan, federation)
     topology = build_topology(config.topology, plan.samples, seed, federation.natural, federation.label_counts())
-    task.verify(
-        x[torch.from_numpy(train[0][: plan.width(0)]).to(device)],
-        y[torch.from_numpy(train[0][: plan.width(0)]).to(device)],
-    )
+    for k, task in enumerate(tasks):
+        i = 0 if kinds is None else kinds.tolist().index(k)
+        rows = torch.from_numpy(train[i][: plan.width(i)]).to(device)
+        with about(config.model, k):
+            task.verify(x[rows], y[rows])
     check_participation(str(config.algorithm.get("name")), algorithm, topology)
-    shared, tiers = take(task.init(), algorithm.shared(task)), algorithm.tiers(task, topology.shape)
+    shared, tiers = take(tasks[0].init(), algorithm.shared(tasks[0])), algorithm.tiers(tasks[0], topology.shape)
     check_memory(str(config.algorithm.get("name")), tiers, topology, shared)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
     return World(
         config=config,
         federation=federation,
         algorithm=algorithm,
-        task=task,
+        tasks=tuple(tasks),
         plan=plan,
         topology=topology,
         clock=clock,
         device=device,
-        engine_name=choose_engine(config.engine.name, module, device),
+        engine_name=choose_engine(config.engine.name, modules, device),
+        kinds=kinds,
+        transfers=public_transfers(algorithm, at_cloud, federation),
     )
+
+
+def public_transfers(algorithm: Algorithm, public: Batch | None, federation: Federation) -> tuple[Transfer, ...]:
+    """The public samples on their way to all devices, where the algorithm has them there."""
+    if public is None or not algorithm.public_goes:
+        return ()
+    n, labels = len(public.x), algorithm.public_goes == "labels"
+    each = -(-n * federation.bits_per_sample // 8) + n * labels  # a byte per label
+    down = np.full(len(federation), each, np.int64)
+    return (Transfer(what="public samples", down_bytes=down, up_bytes=0 * down, common=True),)
+
+
+def _whole(x: Tensor, y: Tensor, device: torch.device) -> Batch:
+    """All samples of the cloud as one batch."""
+    live = torch.ones(len(x), dtype=torch.bool, device=device)
+    return Batch(x.to(device), y.to(device), live, torch.zeros((), dtype=torch.int64))
 
 
 def choose_device(name: str) -> torch.device:
@@ -138,21 +166,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def default_model(shape: tuple[int, ...]) -> str:
-    """A network by the shape of a sample: [channels, length] a CNN, RGB images a LeNet with batch norm, else an MLP."""
-    if len(shape) == 2:
-        return "cnn1d"
-    return "lenet16_bn" if shape == (3, 32, 32) else "mlp" if len(shape) == 1 else "epflu_mlp"
-
-
-def choose_engine(name: str, module: nn.Module, device: torch.device) -> str:
+def choose_engine(name: str, modules: Sequence[nn.Module], device: torch.device) -> str:
     """For "auto" serial where a batched call does not pay or does not exist: convolutions on a CPU, recurrent nets."""
     if name != "auto":
         return name
-    kinds = [type(m) for m in module.modules()]
-    if any(issubclass(k, _RECURRENT) for k in kinds):
+    layers = [type(m) for module in modules for m in module.modules()]
+    if any(issubclass(k, _RECURRENT) for k in layers):
         return "serial"
-    if device.type == "cpu" and any(issubclass(k, _CONVOLUTIONS) for k in kinds):
+    if device.type == "cpu" and any(issubclass(k, _CONVOLUTIONS) for k in layers):
         return "serial"
     return "vectorized"
 
@@ -163,18 +184,7 @@ def chunk_of(task: Task, device: torch.device) -> int:
     return min(max(4, room // max(1, nbytes(task.init()))), _MOST_AT_ONCE)
 
 
-def threads(config: Config, module: nn.Module) -> int:
+def threads(config: Config, modules: Sequence[nn.Module]) -> int:
     """Threads of PyTorch: small dense models are faster on one."""
-    large = any(isinstance(m, (nn.Conv2d, nn.Conv3d)) for m in module.modules())
+    large = any(isinstance(m, _CONVOLUTIONS) for module in modules for m in module.modules())
     return config.run.threads or ((os.cpu_count() or 1) if large else 1)
-
-
-def share_with_cloud(train: Any, share: float, seed: int) -> Any:
-    """(training rows that each device keeps, the cloud's rows): `share` of every device's; at least one is left."""
-    kept, given = [], []
-    for i, rows in enumerate(train):
-        order = generator(seed, Purpose.SAMPLE, i).permutation(len(rows))
-        n = min(round(share * len(rows)), len(rows) - 1)
-        given.append(rows[np.sort(order[:n])])
-        kept.append(rows[np.sort(order[n:])])
-    return tuple(kept), np.sort(np.concatenate(given))

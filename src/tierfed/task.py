@@ -93,14 +93,20 @@ class Task:
     :param loss: loss of each sample, see `LOSSES`
     :param weight_decay: adds weight_decay / 2 |w|^2 over the trainable entries to the loss that is trained
     :param public: samples that the cloud holds, if any
+    :param classes: number of classes, where outputs [B, classes] are their logits; 0: a regression, or unknown
     :raises InputError: a batch norm that needs its batch counter (momentum=None), which cannot be averaged
     """
 
     def __init__(
-        self, module: nn.Module, loss: Loss = cross_entropy, weight_decay: float = 0.0, public: Batch | None = None
+        self,
+        module: nn.Module,
+        loss: Loss = cross_entropy,
+        weight_decay: float = 0.0,
+        public: Batch | None = None,
+        classes: int = 0,
     ) -> None:
         self.module, self.loss, self.weight_decay = copy.deepcopy(module).train(), loss, weight_decay
-        self.public = public
+        self.public, self.classes = public, classes
         self._seeds = replace_dropout(self.module)
         self.norms: dict[str, dict[str, str]] = {}
         self.buffers: list[str] = []

@@ -22,6 +22,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "fedrep": {"head_epochs": 1},
     "l2gd": {"steps": 3},
     "al2gd": {"steps": 3},
+    "fedmd": {"subset": 7, "digest_batch": 4, "public_epochs": 1},
+    "perfit-fd": {"subset": 7, "digest_batch": 4},
 }
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,6 +56,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mocha, mean": ("mocha", {"omega": "fixed_mean", "loss": "squared", "epochs": 2, "server_at": "fog"}),
     "mocha, graph": ("mocha", {"omega": "graph", "edges": [[0, 1], [5, 1, 0.5], [2, 8]], "loss": "hinge"}),
     "mocha, clusters": ("mocha", {"omega": "cluster", "between": 0.5, "samples": 32}),
+    "fedmd, l1": ("fedmd", {"subset": 20, "digest": "l1", "digest_epochs": 2, "digest_lr": 0.02, "public_epochs": 0}),
+    "fd, fog": ("fd", {"gamma": 1.0, "server_at": "fog", "epochs": 2}),
     "pfedhn, fog": ("pfedhn", {"server_at": "fog", "lr_hn": 0.1, "hidden": 1, "clip": 0.5}),
     "demlearn, updates": ("demlearn-p", {"similarity": "updates", "rebuild": 1, "amplify": 1.15, "amplify_rounds": 1}),
     "epflu, statistics": ("epflu", {"private": "us", "path": "2opt", "epochs": 2}),

@@ -15,12 +15,18 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def uniform(seed: int, round_: Tensor, which: int) -> Tensor:
-    """A number [] strictly between 0 and 1 in float64: the number `which` of a round."""
+def uniform(seed: int, round_: Tensor, which: int | Tensor) -> Tensor:
+    """A number [] strictly between 0 and 1 in float64: the number `which` of a round; of several [n] several [n]."""
     x = _mixed((torch.full_like(round_, seed, dtype=torch.int64) + 0x9E3779B9) & _LOW)  # mixing leaves 0 as it is
     x = _mixed((x + round_.to(torch.int64)) & _LOW)
     x = _mixed((x + which) & _LOW)
     return (x.double() + 0.5) / 2.0**32
+
+
+def draw(seed: int, round_: Tensor, n: int, of: int) -> Tensor:
+    """n different ones of range(of) [n] in random order: the draw of a round."""
+    order = uniform(seed, round_, torch.arange(of, device=round_.device))
+    return torch.argsort(order, stable=True)[:n]
 
 
 def failures(u: Tensor, p: float) -> Tensor:

@@ -66,6 +66,10 @@ class KeepLocal(Split):
     edge: bool = False
     """Fogs average; else they relay."""
 
+    @property
+    def mixed_models(self) -> bool:
+        return self.private == "all" and not self.average_private
+
     def shared(self, task: Task) -> list[str]:
         return task.keys if self.average_private else super().shared(task)
 

@@ -2,6 +2,7 @@
 
 from tierfed.data.dataset import Dataset, Federation
 from tierfed.data.loading import federate, load
+from tierfed.data.public import public_samples
 from tierfed.data.settings import Columns, DataSettings, PartitionSettings, SplitSettings
 from tierfed.data.show import heatmap
 from tierfed.data.sources import DATASETS, Source, open_source
@@ -19,4 +20,5 @@ __all__ = [
     "heatmap",
     "load",
     "open_source",
+    "public_samples",
 ]

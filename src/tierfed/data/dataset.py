@@ -121,6 +121,7 @@ class Federation:
     :param natural: [N] natural team of each device, an index into `teams`; None: the data have no natural teams
     :param bits_per_sample: raw size of one sample as a device stores it
     :param scaling: what made x out of the raw samples
+    :param features: the names of the columns of x where it has names
     """
 
     name: str
@@ -135,6 +136,7 @@ class Federation:
     natural: Ints | None = None
     teams: tuple[str, ...] = ()
     scaling: Scaling = Scaling()
+    features: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.devices)

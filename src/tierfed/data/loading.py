@@ -48,6 +48,7 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
         name=data.name,
         x=scaling(data.x, dtype),
         scaling=scaling,
+        features=data.features,
         y=data.y if data.classes else data.y.to(dtype),
         classes=data.classes,
         train=train,

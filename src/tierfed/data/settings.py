@@ -103,6 +103,8 @@ class DataSettings:
     :param devices: take only this many of the source's own devices (natural, classes), drawn once per seed among those
         that are not dropped; None: all
     :param public: share of every device's training rows that goes to the cloud before the run, as data of its own
+    :param public_path: an npz, csv or parquet file with the cloud's data, in the place of `public`: raw samples with
+        the shape, the columns and the classes of all others
     :param min_samples: the fewest training rows that a device may have
     :param too_small: what to do with a device that has fewer
     :param window: samples per window (recordings)
@@ -118,6 +120,7 @@ class DataSettings:
     train_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     devices: Count | None = None
     public: Fraction = 0.0
+    public_path: str | None = None
     min_samples: Count = 2
     too_small: Literal["error", "drop"] = "error"
     window: Count = 50

@@ -19,7 +19,7 @@ from tierfed.rng import Purpose, bits, generator
 from tierfed.store import Store, with_default
 from tierfed.task import Task
 from tierfed.topology import UNITS, Topology
-from tierfed.tree import Params, Tree, stack, take, tmap
+from tierfed.tree import Tree, stack, take, tmap
 
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -73,6 +73,7 @@ class Engine(ABC):
         self.faults, self.kinds, self.clock = faults or Faults(), kinds, clock
         self.seed, self.round, self.log = topology.seed, 0, RoundLog()
         self._first = [t.init() for t in tasks]
+        self._begun: dict[int, Tree] = {}
         self._shared = take(self._first[0], algorithm.shared(tasks[0]))
         self.tiers: tuple[Tier, ...] = algorithm.tiers(tasks[0], topology.shape)
         if len(self.tiers) != topology.depth:
@@ -108,12 +109,18 @@ class Engine(ABC):
         is kept.
         """
 
-    def task(self, device: int) -> Task:
-        return self.tasks[0 if self.kinds is None else int(self.kinds[device])]
+    def kind(self, device: int) -> int:
+        """Which of the architectures a device runs."""
+        return 0 if self.kinds is None else int(self.kinds[device])
 
-    def first(self, device: int) -> Params:
-        """The initial model of a device's architecture."""
-        return self._first[0 if self.kinds is None else int(self.kinds[device])]
+    def task(self, device: int) -> Task:
+        return self.tasks[self.kind(device)]
+
+    def begun(self, kind: int) -> Tree:
+        """The private state of all devices of an architecture before their first visit; an algorithm may train it."""
+        if kind not in self._begun:
+            self._begun[kind] = self.algorithm.init(self.tasks[kind], self._first[kind])
+        return self._begun[kind]
 
     def kept(self, depth: int, node: int) -> Tree:
         """What an inner node keeps between visits."""
@@ -125,9 +132,7 @@ class Engine(ABC):
 
     def own(self, device: int) -> Tree:
         """The private state of a device."""
-        return with_default(
-            self.store, "own", device, lambda: self.algorithm.init(self.task(device), self.first(device))
-        )
+        return with_default(self.store, "own", device, lambda: self.begun(self.kind(device)))
 
     def put_own(self, device: int, state: Tree) -> None:
         self.store.put("own", device, state)
@@ -286,7 +291,7 @@ class Engine(ABC):
         seen = [
             self.plan.steps(int(i), self.algorithm) * self.plan.width(int(i)) * self.algorithm.passes for i in devices
         ]
-        samples = np.rint(np.array(seen) * self.algorithm.gradients).astype(np.int64)
+        samples = np.rint(np.array(seen) * self.algorithm.gradients + self.algorithm.extra_samples).astype(np.int64)
         slow = self.faults.slow(self.seed, devices, self.round)
         self.log.visits.append(Visit(tick=tick, devices=devices, samples=samples, slowdown=slow))
         if self.faults.deadline_seconds is None or self.clock is None:
