@@ -104,10 +104,12 @@ def _labels(path: Path, data: Dataset, federation: Federation) -> Tensor:
     if not strangers:
         place = torch.tensor([names.index(name) if name in names else 0 for name in known], dtype=torch.int64)
         return place[data.y]
-    if known == tuple(map(str, range(len(known)))) and len(known) <= len(names):
+    numbered = known == tuple(map(str, range(len(known))))
+    if numbered and len(known) <= len(names):
         return data.y
+    stranger = strangers[-1] if numbered else strangers[0]
     raise InputError(
-        f"{path}: a public sample is of the class {strangers[0]!r}, which {federation.name} does not have "
-        f"({len(names)} classes: {', '.join(names[:10])}{' …' if len(names) > 10 else ''}); leave such samples out, or "
-        "give labels 0, 1, 2 … in this order (data.public_path)"
+        f"{path}: a public sample is of the class {stranger!r}, which {federation.name} does not have ({len(names)} "
+        f"classes: {', '.join(names[:10])}{' …' if len(names) > 10 else ''}); leave such samples out, or give labels "
+        "0, 1, 2 … in this order (data.public_path)"
     )
