@@ -91,7 +91,7 @@ def page() -> str:
     for field in dataclasses.fields(Config):
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         if dataclasses.is_dataclass(default):
-            parts += sections(field.name, type(default))
+            parts += sections(f"[{field.name}]", type(default))
         else:
             parts.append(f"## `[{field.name}]`\n\n{ALGORITHM}\n")
             parts += algorithms()
@@ -115,10 +115,20 @@ def models() -> str:
 def sections(path: str, cls: type) -> list[str]:
     """A table of the keys of one settings class, then those of the tables inside."""
     inner = {f.name: t for f in dataclasses.fields(cls) if dataclasses.is_dataclass(t := hints(cls)[f.name])}
-    out = [f"## `[{path}]`\n\n{summary(cls)}\n\n{table(cls, [f for f in fields(cls) if f.name not in inner])}"]
+    out = [f"## `{path}`\n\n{summary(cls)}\n\n{table(cls, [f for f in fields(cls) if f.name not in inner])}"]
     for name, kind in inner.items():
-        out += sections(f"{path}.{name}", kind)
+        out += sections(f"[{path[1:-1]}.{name}]", kind)
+    for field in dataclasses.fields(cls):
+        kind = tables_of(hints(cls)[field.name])
+        if kind is not None:
+            out += sections(f"[[{path[1:-1]}.{field.name}]]", kind)
     return out
+
+
+def tables_of(hint: Any) -> type | None:
+    """The settings class of a list of tables."""
+    first = next(iter(typing.get_args(hint)), None)
+    return first if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(first) else None
 
 
 def algorithms() -> list[str]:
@@ -151,10 +161,15 @@ def table(cls: type, rows: list[dataclasses.Field[Any]]) -> str:
     said, kinds = descriptions(cls), hints(cls)
     lines = ["| key | default | values | meaning |", "|---|---|---|---|"]
     for f in rows:
-        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
-        cells = (f"`{f.name}`", f"`{shown(default)}`", values_of(kinds[f.name]), said.get(f.name, ""))
+        cells = (f"`{f.name}`", default_of(f), values_of(kinds[f.name]), said.get(f.name, ""))
         lines.append("| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def default_of(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{shown(field.default)}`"
+    return "required" if field.default_factory is dataclasses.MISSING else f"`{shown(field.default_factory())}`"
 
 
 def shown(value: Any) -> str:
@@ -180,7 +195,7 @@ def values_of(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(values_of(a) for a in args if a is not type(None)))
     if origin is tuple:
-        return f"list of {values_of(args[0])}"
+        return "list of tables" if tables_of(hint) else f"list of {values_of(args[0])}"
     if origin is dict:
         return "table"
     return {int: "whole number", float: "number", str: "text", bool: "true, false"}[hint]

@@ -106,6 +106,7 @@ REGISTRY: dict[str, Entry] = {
         "R x C scores",
         "R x C mean scores",
         "personal",
+        subset=500,
         scores="probabilities",
         digest="kl",
     ),
