@@ -122,5 +122,5 @@ def test_choices_that_cannot_be(name: str, changes: dict[str, Any], said: list[s
 
 
 def test_an_unknown_choice() -> None:
-    with pytest.raises(InputError, match="algorithm.tune = 'heads'"):
+    with pytest.raises(InputError, match=r"algorithm\.tune = 'heads'"):
         make("ftl", {"tune": "heads"})

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from tierfed.algorithm import Algorithm, Tier
 from tierfed.cost import Burst, Visit
+from tierfed.engine.beginning import Beginning
 from tierfed.engine.node import Walk
 from tierfed.errors import InputError
 from tierfed.faults import Faults
@@ -72,8 +74,8 @@ class Engine(ABC):
         self.algorithm, self.tasks, self.plan, self.store = algorithm, tasks, plan, store
         self.faults, self.kinds, self.clock = faults or Faults(), kinds, clock
         self.seed, self.round, self.log = topology.seed, 0, RoundLog()
-        self._first = [t.init() for t in tasks]
-        self._shared = take(self._first[0], algorithm.shared(tasks[0]))
+        self.beginning = Beginning(store, [t.init() for t in tasks], kinds)
+        self._shared = tuple(algorithm.shared(tasks[0]))
         self.tiers: tuple[Tier, ...] = algorithm.tiers(tasks[0], topology.shape)
         if len(self.tiers) != topology.depth:
             raise InputError(
@@ -112,12 +114,18 @@ class Engine(ABC):
         return self.tasks[0 if self.kinds is None else int(self.kinds[device])]
 
     def first(self, device: int) -> Params:
-        """The initial model of a device's architecture."""
-        return self._first[0 if self.kinds is None else int(self.kinds[device])]
+        """What a device begins with: the initial model of its architecture, or one that it was given."""
+        return self.beginning.of(device)
 
     def kept(self, depth: int, node: int) -> Tree:
         """What an inner node keeps between visits."""
-        return with_default(self.store, f"kept{depth}", node, lambda: self.tiers[depth].init(self._shared))
+        tier = self.tiers[depth]
+
+        def init() -> Tree:
+            devices = self.topology.below(depth, node, self.depth) if tier.means else np.array([], np.int64)
+            return tier.init(self.beginning.mean(devices, self._shared))
+
+        return with_default(self.store, f"kept{depth}", node, init)
 
     def keep(self, depth: int, node: int, state: Tree) -> None:
         """After a visit: exactly the keys of `Tier.init` are kept."""
@@ -134,11 +142,12 @@ class Engine(ABC):
 
     def rows(self, depth: int, children: Ids) -> list[Tree]:
         """What the nodes of a level remember about children [R]; by stable id, whoever the parent is."""
-        make = self.tiers[depth].child
-        return [
-            with_default(self.store, f"rows{depth}", int(i), lambda i=i: make(self._shared, int(i)))  # type: ignore[misc]
-            for i in children
-        ]
+        make, of_devices = self.tiers[depth].child, self.reach(depth) == self.depth
+
+        def first(i: int) -> Tree:
+            return make(take(self.first(i) if of_devices else self.beginning.common, self._shared), i)
+
+        return [with_default(self.store, f"rows{depth}", int(i), partial(first, int(i))) for i in children]
 
     def put_row(self, depth: int, child: int, record: Tree) -> None:
         self.store.put(f"rows{depth}", child, record)
