@@ -20,12 +20,12 @@ from typer.core import TyperGroup
 from tierfed import __version__
 from tierfed import config as configs
 from tierfed.catalog import catalog
+from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
 from tierfed.errors import InputError, nearest
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
 from tierfed.loop import default_folder, refuse_existing
 from tierfed.options import load, numbers
-from tierfed.pipeline import STAGE
 from tierfed.pipeline import personalize as personalize_run
 from tierfed.pipeline import resume as resume_run
 from tierfed.pipeline import run as run_one

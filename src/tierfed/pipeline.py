@@ -67,12 +67,8 @@ def resume(
         another process at work on it; more rounds of a training whose models are personalized already
     """
     path = Path(path)
-    later = path / STAGE
-    if rounds not in (None, loop.read_run(path).run.rounds) and (later / "config.toml").exists():
-        raise InputError(
-            f"the models of {path} are personalized already ({later}), from the round that it ended with; for other "
-            f"rounds start a new run, or delete {later}"
-        )
+    if (path / STAGE / "config.toml").exists():
+        _check_stage(path, rounds)
     return _then(loop.resume(path, rounds=rounds, data=data, module=module, watch=watch), data, module, watch)
 
 
@@ -143,6 +139,24 @@ def clear_leftover(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def _check_stage(path: Path, rounds: int | None) -> None:
+    """:raises InputError: the second stage of a run is begun, and does not fit to the first one"""
+    config, out = loop.read_run(path), path / STAGE
+    if rounds not in (None, config.run.rounds):
+        raise InputError(
+            f"the models of {path} are personalized already ({out}), from the round that it ended with; for other "
+            f"rounds start a new run, or delete {out}"
+        )
+    if personalization(config) is None:
+        return
+    found = loop.read_run(out)
+    if fingerprint(found) != fingerprint(staged(config, str(path), out, found.start.round)):
+        raise InputError(
+            f"{out} holds another personalization than {path / 'config.toml'} asks for; undo the change, or delete "
+            "that folder"
+        )
+
+
 def _then(first: Result, data: Any, module: nn.Module | None, watch: Watcher | None) -> Result:
     """The second stage after the first one, where there is one; begun, or gone on with."""
     config = first.world.config
@@ -158,11 +172,6 @@ def _then(first: Result, data: Any, module: nn.Module | None, watch: Watcher | N
     if not (out / "config.toml").exists():
         clear_leftover(out)
         return _both(first, loop.run(stage, data=data, module=module, watch=watch))
-    if fingerprint(loop.read_run(out)) != fingerprint(stage):
-        raise InputError(
-            f"{out} holds another personalization than {first.folder / 'config.toml'} asks for, or of another round; "
-            "undo the change, or delete that folder"
-        )
     return _both(first, loop.resume(out, data=data, module=module, watch=watch))
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tierfed.config import PersonalizeSettings
 from tierfed.engine import Engine
 from tierfed.engine.evaluate import message_to
 from tierfed.formation import forming, pending
@@ -28,12 +29,18 @@ def preview(world: World) -> dict[str, Any]:
         "model": task_summary(world.task),
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
         "rounds": config.run.rounds,
+        **({"personalization": _personalization(config.personalize)} if config.personalize.mechanism != "none" else {}),
         "device_visits_per_round": round(polled),
         "bytes_per_visit": sizes,
         "device_link_bytes_per_round": round(polled * (sizes["down"] + sizes["up"])),
         "private_bytes_per_device": private,
         "private_bytes_of_all_devices": private * len(devices),
     }
+
+
+def _personalization(stage: PersonalizeSettings) -> dict[str, Any]:
+    """The stage after the training."""
+    return {"by": stage.mechanism, "rounds": stage.rounds, "from": f"{stage.start} models"}
 
 
 def _formation(world: World) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Session:
         """The state before the first round, evaluated and committed; teams that are to be formed are formed before."""
         rows: list[Row] = []
         settings = self.world.config.start
-        origin = {} if self.start is None else {"run": settings.run, "of": settings.of, "at": settings.round}
+        origin = {} if self.start is None else {"from": settings.of, "at": self.start.round}
         happened: list[dict[str, Any]] = [{"round": 0, "event": "start", **origin}]
         if self.start is not None:
             self.engine.beginning.give(self.start.common, self.start.own)

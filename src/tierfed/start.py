@@ -28,6 +28,8 @@ class Start:
     """The tree as the other run left it, teams that were formed or have changed included; none: it had another one."""
     transfers: tuple[Transfer, ...]
     """What crosses the links before round 1."""
+    round: int
+    """Of the other run."""
 
 
 def left_by(before: Result, world: World) -> Start:
@@ -59,6 +61,7 @@ def left_by(before: Result, world: World) -> Start:
         own=tuple(_like(p, world.task.init()) for p in own),
         parents=[p.tolist() for p in engine.topology.parents] if same_tree else None,
         transfers=_handed_over(engine, world, common, own, cloud.keys()),
+        round=engine.round,
     )
 
 

@@ -7,9 +7,10 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from tierfed.config import STAGE
 from tierfed.errors import InputError
 from tierfed.report.grid import Column, GridFolder
-from tierfed.report.load import STAGE, RunFolder, finite
+from tierfed.report.load import RunFolder, finite
 from tierfed.report.words import MODEL_NAMES, Grid, amount, metric_name, score, spread
 
 
