@@ -51,7 +51,6 @@ MORE: dict[str, dict[str, str]] = {
         "optimizer": "sgd: x ← x + server_lr · m.",
     },
     "FineTune": {
-        "tune": "What is fine-tuned: everything, the last layers, or all biases.",
         "tune_epochs": "Passes of the fine-tuning.",
     },
     "Scaffold": {"server_lr": "Step of the cloud towards the mean, η_g."},

@@ -13,7 +13,8 @@ from tierfed.config import Config, load_config
 from tierfed.data import Dataset, Federation
 from tierfed.errors import InputError
 from tierfed.frames import from_table
-from tierfed.loop import Progress, Result, open_run, resume, run
+from tierfed.loop import Progress, Result, open_run
+from tierfed.pipeline import personalize, resume, run
 from tierfed.servers import Idle
 from tierfed.task import Task
 
@@ -42,6 +43,7 @@ __all__ = [
     "from_table",
     "load_config",
     "open_run",
+    "personalize",
     "resume",
     "run",
 ]

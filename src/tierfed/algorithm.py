@@ -110,6 +110,7 @@ class Tier:
     sees: ClassVar[str] = ""  # "": sends the same to all; "polled" | "all": has child rows, sends by slot
     watches: ClassVar[bool] = False
     relay: ClassVar[bool] = False
+    means: ClassVar[bool] = False  # keeps the mean of the devices below, which init gets where their models differ
     returns: ClassVar[bool] = False  # of a chain: the sum goes back to the first device, which takes it to the node
     traces: ClassVar[tuple[str, ...]] = ()  # scalars among what is kept for the metrics of a run; -1: not measured yet
 
@@ -226,6 +227,7 @@ class Algorithm:
     """Minibatch steps per pass instead of whole passes."""
 
     traces: ClassVar[tuple[str, ...]] = ()  # scalars of the private state for the metrics; -1: not measured yet
+    goes_on: ClassVar[bool] = True  # can training begin with models that another run has left?
 
     @property
     def needs_held(self) -> bool:

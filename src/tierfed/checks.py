@@ -3,21 +3,78 @@
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tierfed.algorithm import Algorithm, Tier
 from tierfed.algorithms import REGISTRY, make
-from tierfed.config import Config
+from tierfed.config import Config, personalization
 from tierfed.data import Federation
 from tierfed.errors import InputError
 from tierfed.models import MODELS, build_model
 from tierfed.plan import Ids, Plan
 from tierfed.task import Task
 from tierfed.topology import FORMED, Topology
-from tierfed.tree import Params, nbytes
+from tierfed.tree import Params, nbytes, take
 
 _GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _STACKED = 2  # a node that sees its children holds their rows once more while it works
+
+
+def check_tree(config: Config, algorithm: Algorithm, task: Task, topology: Topology) -> None:
+    """Everything that an algorithm needs of the tree, the machine, and of the models to begin with.
+
+    :raises InputError: something is missing, and what to do
+    """
+    name = str(config.algorithm.get("name"))
+    check_participation(name, algorithm, topology)
+    shared, tiers = take(task.init(), algorithm.shared(task)), algorithm.tiers(task, topology.shape)
+    check_memory(name, tiers, topology, shared)
+    if config.start.run is not None and not algorithm.goes_on:
+        raise InputError(
+            f"{name} makes its models of dual variables that begin at 0, and cannot go on with trained ones; take "
+            "another algorithm after a run, or this one from the start"
+        )
+
+
+def check_personalization(
+    config: Config,
+    algorithm: Algorithm,
+    tasks: Sequence[Task],
+    kinds: Ids | None,
+    plan: Plan,
+    federation: Federation,
+    topology: Topology,
+) -> None:
+    """The same of the stage after the training, before that begins.
+
+    :raises InputError: its mechanism is unknown, has other settings, needs something, or cannot go on with models
+    """
+    later = personalization(config)
+    if later is None:
+        return
+    name = str(later.pop("name"))
+    later.pop("label", None)
+    stage = replace(config, algorithm={"name": name}, start=replace(config.start, run="that before"))
+    try:
+        mechanism = make(name, later, "personalize.options")
+        check_mixture(stage, mechanism, len(tasks))
+        check_needs(stage, mechanism, tasks, kinds, plan, federation)
+        check_tree(stage, mechanism, tasks[0], topology)
+        if config.personalize.start == "global" and not _has_global(algorithm, tasks[0], topology):
+            raise InputError(
+                f"{config.algorithm.get('name')} has no complete global model to begin with; set personalize.start = "
+                "'personal'"
+            )
+    except InputError as err:
+        raise InputError(f"personalize.mechanism = {name!r}: {err}") from None
+
+
+def _has_global(algorithm: Algorithm, task: Task, topology: Topology) -> bool:
+    """Whether the cloud has a whole model. Nothing is allocated."""
+    cloud = algorithm.tiers(task, topology.shape)[0]
+    like = {k: t.to("meta") for k, t in take(task.init(), algorithm.shared(task)).items()}
+    return (cloud.model(cloud.init(like)) or {}).keys() >= set(task.keys)
 
 
 def check_needs(

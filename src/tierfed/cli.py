@@ -20,13 +20,15 @@ from typer.core import TyperGroup
 from tierfed import __version__
 from tierfed import config as configs
 from tierfed.catalog import catalog
-from tierfed.config import Config
+from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
 from tierfed.errors import InputError, nearest
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
 from tierfed.loop import default_folder, refuse_existing
-from tierfed.loop import resume as resume_run
-from tierfed.loop import run as run_one
+from tierfed.options import load, numbers
+from tierfed.pipeline import personalize as personalize_run
+from tierfed.pipeline import resume as resume_run
+from tierfed.pipeline import run as run_one
 from tierfed.preview import preview
 from tierfed.progress import watching
 from tierfed.report import summary, summary_table, write_report
@@ -140,6 +142,37 @@ def resume(
             if finished and not result.trained:
                 err.print(f"{folder} is complete: there was nothing left to train", markup=False, soft_wrap=True)
     conclude(folder, finished, report_, as_json)
+
+
+@app.command()
+def personalize(
+    folder: Folder,
+    mechanism: Annotated[str | None, typer.Option("--mechanism", "-m", help="Any algorithm: ftl, ditto, ...")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Cloud rounds of the stage.")] = None,
+    start: Annotated[str | None, typer.Option(help="What devices begin with: personal or global.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any option of the mechanism: tune=head")
+    ] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="The folder of the stage; RUN/personalized.")] = None,
+    report_: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Personalize the models of a finished run."""
+    if is_grid_folder(folder):
+        raise InputError(f"{folder} is a grid; give the folder of one of its runs")
+    target = folder / STAGE if out_dir is None else out_dir
+    refuse_existing(target)
+    with stoppable(target), watching(out, quiet=as_json) as watch:
+        result = personalize_run(
+            folder,
+            mechanism,
+            rounds=rounds,
+            start=start,
+            options=configs.options(set_ or ()),
+            out=target,
+            watch=watch,
+        )
+    conclude(folder if out_dir is None else target, not result.interrupted, report_, as_json, target)
 
 
 @app.command()
@@ -263,51 +296,10 @@ def reproduce_table(
         out.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def numbers(text: str, option: str = "--seeds") -> tuple[int, ...]:
-    """:raises InputError: the value of an option is no list of whole numbers"""
-    try:
-        return tuple(int(s) for s in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} {text!r}: wanted whole numbers, for example {option} 0,1,2") from None
-
-
-def load(
-    source: str,
-    sets: list[str],
-    algorithm: list[str] | None,
-    seeds: str | None,
-    data_dir: str | None,
-    out_dir: Path | None,
-) -> Config:
-    """The config of a command: file or preset, then --set, then the other options."""
-    names = [n.strip() for text in algorithm or () for n in text.split(",")]
-    named = [f"algorithm.name={json.dumps(names[0])}"] if names else []
-    if names and any(s.startswith("algorithm.name") for s in sets):
-        raise InputError("--algorithm and --set algorithm.name: give one of them")
-    tables = configs.assign(configs.read(source), [*named, *sets])
-    for name in ("grid", "run", "data"):
-        if not isinstance(tables.setdefault(name, {}), dict):
-            raise InputError(f"{name} = {tables[name]!r}: wanted a table, [{name}]")
-    grid = tables["grid"]
-    if names:
-        grid["algorithms"] = [{"name": n} for n in names] if len(names) > 1 else []
-    elif any(s.startswith("algorithm.name") for s in sets):
-        grid["algorithms"] = []
-    if seeds is not None:
-        several = list(numbers(seeds))
-        grid["seeds"] = several if len(several) > 1 else []
-        tables["run"]["seed"] = several[0]
-    if data_dir is not None:
-        tables["data"]["dir"] = data_dir
-    if out_dir is not None:
-        tables["run"]["out"] = str(out_dir)
-    return configs.from_table(tables)
-
-
-def conclude(folder: Path, finished: bool, with_report: bool, as_json: bool) -> None:
-    """What is said at the end of a run."""
+def conclude(folder: Path, finished: bool, with_report: bool, as_json: bool, stage: Path | None = None) -> None:
+    """What is said at the end of a run. :param stage: the folder to go on with, where it is another one"""
     if not finished:
-        stopped(folder)
+        stopped(stage or folder)
     path = None
     if with_report:
         try:

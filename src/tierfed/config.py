@@ -16,6 +16,9 @@ from tierfed.faults import Faults
 from tierfed.settings import Count, Natural, NonNegative, build, table
 from tierfed.topology import TopologySettings
 
+STAGE = "personalized"
+"""The folder of a run's second stage, inside its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -85,6 +88,32 @@ class EvalSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PersonalizeSettings:
+    """A stage after the training: the models that it has left are personalized, in a run folder of their own."""
+
+    mechanism: str = "none"
+    """Any algorithm (`tierfed algorithms`): ftl, reptile, fedper, ditto, ...; "none": no such stage."""
+    rounds: Count = 10
+    """Cloud rounds of the stage."""
+    start: Literal["personal", "global"] = "personal"
+    """What every device begins with: its own model as the training has left it (personal_pre), or the global one."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Hyper-parameters of the mechanism; lr, epochs and steps are those of [algorithm] where they are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """Another run whose models are the beginning of this one; it must be finished and have the same devices."""
+
+    run: str | None = None
+    """Its folder; none: everybody begins with the initial model."""
+    of: Literal["personal", "global"] = "personal"
+    """What every device begins with: its own model there (personal_pre), or the global one."""
+    round: Natural | None = None
+    """The round that it must be at; none: any."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GridSettings:
     """Several runs in one folder, for comparison: every algorithm with every seed."""
 
@@ -107,6 +136,8 @@ class Config:
     cost: CostSettings = field(default_factory=CostSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    personalize: PersonalizeSettings = field(default_factory=PersonalizeSettings)
+    start: StartSettings = field(default_factory=StartSettings)
     grid: GridSettings = field(default_factory=GridSettings)
 
 
@@ -116,7 +147,17 @@ def from_table(tables: Mapping[str, Any]) -> Config:
     for algorithm in (config.algorithm, *config.grid.algorithms):
         if not isinstance(algorithm.get("name", "-"), str):
             raise InputError(f"algorithm.name = {algorithm['name']!r}: wanted a name, see `tierfed algorithms`")
+    if "name" in config.personalize.options:
+        raise InputError("personalize.options has a name; the mechanism is named by personalize.mechanism")
     return config
+
+
+def personalization(config: Config) -> dict[str, Any] | None:
+    """The table of the algorithm that personalizes after the training; none: there is no such stage."""
+    stage = config.personalize
+    if stage.mechanism == "none":
+        return None
+    return {"name": stage.mechanism, **local_training(config.algorithm), **stage.options}
 
 
 def load_config(
@@ -189,6 +230,20 @@ def assign(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
     return out
 
 
+def options(assignments: Iterable[str]) -> dict[str, Any]:
+    """A table of hyper-parameters from "key=value".
+
+    :raises InputError: no "="
+    """
+    out: dict[str, Any] = {}
+    for text in assignments:
+        key, eq, value = text.partition("=")
+        if not (eq and key.strip()):
+            raise InputError(f"--set {text!r}: wanted key=value, for example --set tune=head")
+        out[key.strip()] = _value(value.strip())
+    return out
+
+
 def _put(tables: dict[str, Any], text: str, keys: list[str], value: Any) -> None:
     """One value into its table; `text` is what the user wrote."""
     if len(keys) < 2 or not all(keys):
@@ -202,6 +257,8 @@ def _put(tables: dict[str, Any], text: str, keys: list[str], value: Any) -> None
         kept = local_training(node)  # the other hyper-parameters would not fit another algorithm
         node.clear()
         node.update(kept)
+    if keys == ["personalize", "mechanism"] and value != node.get("mechanism"):
+        node.pop("options", None)
     node[keys[-1]] = value
 
 

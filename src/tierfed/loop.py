@@ -25,9 +25,21 @@ from tierfed.record import kind
 from tierfed.result import Progress, Result, Watcher
 from tierfed.session import Session, fingerprint, on_disk
 from tierfed.setup import World, prepare, threads
+from tierfed.start import Start, left_by
 from tierfed.store import DiskStore, MemoryStore, disk_error
 
-__all__ = ["Progress", "Result", "Watcher", "default_folder", "make_folder", "open_run", "read_run", "resume", "run"]
+__all__ = [
+    "Progress",
+    "Result",
+    "Watcher",
+    "begun",
+    "default_folder",
+    "make_folder",
+    "open_run",
+    "read_run",
+    "resume",
+    "run",
+]
 
 GIVEN = "given:"  # in the place of a name in a config: what the caller had at hand
 
@@ -39,8 +51,9 @@ def run(
     module: nn.Module | None = None,
     watch: Watcher | None = None,
     folder: bool = True,
+    before: Result | None = None,
 ) -> Result:
-    """Trains one run from the start.
+    """Trains one run from the start; of a config with [personalize] the training alone.
 
     :param config: a `Config`, a dict of its tables, a TOML file or the name of a preset. A [grid] in it is for the
         command line: here [algorithm] is trained with run.seed
@@ -49,6 +62,7 @@ def run(
     :param module: in the place of model.name: any nn.Module; the run works on a copy
     :param watch: is told after every round
     :param folder: write the run folder; without it nothing outlives the process
+    :param before: a run in this process, in the place of the folder start.run
     :raises InputError: anything in the config that does not fit; the folder exists; the disk is full
     """
     config = replace(load_config(config), grid=GridSettings())
@@ -65,8 +79,9 @@ def run(
         refuse_existing(path)
     world = prepare(config, data, module)
     baseline = read_baseline(world)
+    start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:
-        return _loop(world, MemoryStore(), None, [], [], watch, baseline)
+        return _loop(world, MemoryStore(), None, [], [], watch, baseline, start)
     make_folder(path)
     store = None
     try:
@@ -75,7 +90,7 @@ def run(
         store = DiskStore(path / "state", world.device)
         if module is not None:
             store.put("init", 0, world.task.init())
-        return _loop(world, store, path, [], [], watch, baseline)
+        return _loop(world, store, path, [], [], watch, baseline, start)
     except InputError:
         if store is None or not store.meta:  # not even the first commit: nothing that could be resumed
             shutil.rmtree(path, ignore_errors=True)
@@ -101,7 +116,7 @@ def resume(
         another process at work on it
     """
     path = Path(path)
-    config = _begun(path, data, module)
+    config = begun(path, data, module)
     if rounds is not None:
         config = from_table({**_tables(path), "run": {**_tables(path)["run"], "rounds": rounds}})
     if data is not None:
@@ -120,8 +135,9 @@ def resume(
                 write_atomic(path / "config.toml", to_toml(config))
         if not store.meta and module is not None:
             store.put("init", 0, world.task.init())
+        start = None if store.meta else _left(world, data, module)
         rows, happened = _replay(store)
-        return _loop(world, store, path, rows, happened, watch, baseline)
+        return _loop(world, store, path, rows, happened, watch, baseline, start)
     finally:
         store.close()
 
@@ -134,7 +150,7 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
     :raises InputError: as `resume`; also a run without a committed round
     """
     path = Path(path)
-    config = _begun(path, data, module)
+    config = begun(path, data, module)
     store = DiskStore(path / "state")
     try:
         if not store.meta:
@@ -163,9 +179,19 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
         store.close()
 
 
-def _begun(path: Path, data: Any, module: nn.Module | None) -> Config:
+def _left(world: World, data: Any, module: nn.Module | None) -> Start | None:
+    """What the run that start.run names has left."""
+    where = world.config.start.run
+    if where is None:
+        return None
+    with open_run(where, data=data, module=module) as before:
+        return left_by(before, world)
+
+
+def begun(path: Path, data: Any, module: nn.Module | None, call: str = "resume") -> Config:
     """The config of a run that has a checkpoint, or none yet.
 
+    :param call: what the caller wants of it, for messages
     :raises InputError: no run folder, or what it was begun with in Python was not given
     """
     config = read_run(path)
@@ -173,7 +199,7 @@ def _begun(path: Path, data: Any, module: nn.Module | None) -> Config:
         if name.startswith(GIVEN) and given is None:
             raise InputError(
                 f"the run in {path} was begun in Python with {what}= ({name.removeprefix(GIVEN)}); go on with it "
-                f"there: tierfed.resume({str(path)!r}, {what}=…)"
+                f"there: tierfed.{call}({str(path)!r}, {what}=…)"
             )
     data_file = path / "state" / "data.mdb"
     if (path / "metrics.parquet").exists() and not (data_file.exists() and data_file.stat().st_size):
@@ -295,12 +321,13 @@ def _loop(
     happened: list[dict[str, Any]],
     watch: Watcher | None,
     baseline: npt.NDArray[np.float64] | None,
+    start: Start | None,
 ) -> Result:
     config, engine = world.config, world.engine(store)
-    session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world))
+    session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world), start)
     before = torch.get_num_threads()
     torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
-    interrupted, start = False, int(store.meta.get("round", 0))
+    interrupted, first = False, int(store.meta.get("round", 0))
     try:
         if store.meta:
             engine.restore(store.meta)
@@ -317,7 +344,7 @@ def _loop(
     finally:
         torch.set_num_threads(before)
     session.export()
-    trained = int(store.meta.get("round", 0)) - start
+    trained = int(store.meta.get("round", 0)) - first
     return Result(
         folder=path,
         rows=rows,

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from tierfed.config import Config
 from tierfed.errors import InputError
-from tierfed.loop import read_run, resume, run
+from tierfed.loop import read_run
+from tierfed.pipeline import clear_leftover, resume, run
 from tierfed.result import Progress, Watcher
 from tierfed.session import fingerprint
 
@@ -86,10 +87,7 @@ def carry_on(config: Config, watch: Watcher | None = None) -> bool:
     if before is not None:
         rounds = None if before.run.rounds == config.run.rounds else config.run.rounds
         return not resume(path, rounds=rounds, watch=watch).interrupted
-    if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
-        for leftover in path.iterdir():
-            leftover.unlink()
-        path.rmdir()  # it was made, and then the process was killed
+    clear_leftover(path)
     return not run(config, watch=watch).interrupted
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tierfed.config import PersonalizeSettings
 from tierfed.engine import Engine
 from tierfed.engine.evaluate import message_to
 from tierfed.formation import forming, pending
@@ -30,6 +31,7 @@ def preview(world: World) -> dict[str, Any]:
         **_models(world),
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
         "rounds": config.run.rounds,
+        **({"personalization": _personalization(config.personalize)} if config.personalize.mechanism != "none" else {}),
         "device_visits_per_round": round(polled),
         "bytes_per_visit": sizes,
         "device_link_bytes_per_round": round(polled * (sizes["down"] + sizes["up"])),
@@ -52,6 +54,11 @@ def _models(world: World) -> dict[str, Any]:
 def _before(world: World) -> dict[str, int]:
     """What crosses the devices' links once."""
     return {t.what: int(t.down_bytes.sum() + t.up_bytes.sum()) for t in world.transfers}
+
+
+def _personalization(stage: PersonalizeSettings) -> dict[str, Any]:
+    """The stage after the training."""
+    return {"by": stage.mechanism, "rounds": stage.rounds, "from": f"{stage.start} models"}
 
 
 def _formation(world: World) -> dict[str, Any]:

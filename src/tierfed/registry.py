@@ -54,6 +54,10 @@ REGISTRY: dict[str, Entry] = {
     "finetune": _row(
         "finetune:FineTune", "Wu, He, Chen 2020 (PerFit), arXiv 2002.10671", "model", "model", "global, personal"
     ),
+    "ftl": _row("ftl:FTL", "Wu, He, Chen 2020 (PerFit), arXiv 2002.10671", "-", "-", "personal"),
+    "reptile": _row(
+        "reptile:Reptile", "Jiang, Konecny, Rush, Kannan 2019, arXiv 1909.12488", "model", "model", "global, personal"
+    ),
     "pfedla": _row("pfedla:PFedLA", "Ma, Zhang, Guo, Xu, CVPR 2022", "model", "model", "personal"),
     "heurpfedla": _row(
         "pfedla:PFedLA", "Ma, Zhang, Guo, Xu, CVPR 2022", "model", "layers not retained", "personal", retain=1

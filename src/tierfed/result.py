@@ -52,6 +52,8 @@ class Result:
     trained: int
     """Rounds of this call; none where a finished run was resumed."""
     interrupted: bool = False
+    personalized: "Result | None" = field(default=None, repr=False)
+    """The stage after the training, where the config asks for one."""
 
     @property
     def metrics(self) -> pa.Table:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tierfed.record import (
 from tierfed.result import Progress, Watcher
 from tierfed.settings import table
 from tierfed.setup import World
+from tierfed.start import Start
 from tierfed.store import DiskStore, MemoryStore, disk_error
 from tierfed.ties import TieRecord
 from tierfed.transfers import Transfer, bursts
@@ -44,6 +46,7 @@ def fingerprint(config: Config) -> str:
     tables = table(config)
     tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
     tables.pop("eval")
+    tables["start"].pop("run", None)  # a folder may be called from elsewhere; what it has left is in the checkpoint
     return json.dumps(tables, sort_keys=True)
 
 
@@ -61,10 +64,11 @@ class Session:
         watch: Watcher | None,
         baseline: npt.NDArray[Any] | None,
         identity: dict[str, Any],
+        start: Start | None = None,
     ) -> None:
         self.world, self.engine, self.store, self.path = world, engine, store, path
         self.rows, self.events, self.watch, self.baseline = rows, happened, watch, baseline
-        self.pending: list[dict[str, Any]] = []
+        self.start, self.pending = start, list[dict[str, Any]]()
         self.ties = TieRecord(store)
         self.exported = time.monotonic()
         self.clock_seconds = float(store.meta.get("clock_seconds", 0.0))
@@ -73,6 +77,8 @@ class Session:
         self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
         if "formed" in store.meta:
             self._take_teams(store.meta["formed"])
+        if "tree" in store.meta:
+            self._take_tree(store.meta["tree"])
 
     def note(self, event: dict[str, Any]) -> None:
         """An event of this process, not of the training: it is exported, but no part of the checkpoint."""
@@ -81,15 +87,22 @@ class Session:
     def begin(self) -> None:
         """The state before the first round, evaluated and committed; teams that are to be formed are formed before."""
         rows: list[Row] = []
-        happened: list[dict[str, Any]] = [{"round": 0, "event": "start"}]
-        if pending(self.world):
+        settings = self.world.config.start
+        origin = {} if self.start is None else {"from": settings.of, "at": self.start.round}
+        happened: list[dict[str, Any]] = [{"round": 0, "event": "start", **origin}]
+        if self.start is not None:
+            self.engine.beginning.give(self.start.common, self.start.own)
+        if self.start is not None and self.start.parents is not None:
+            self._take_tree(self.start.parents)
+            self.engine.set_topology(self.world.topology)
+        elif pending(self.world):
             formation = form(self.world)
             self._take_teams(formation.teams.tolist())
             self.engine.set_topology(self.world.topology)
             self._count(formation.cost)
             rows += cost_rows(self.world, 0, formation.cost, self.clock_seconds, links=("cloud-device",))
             happened.append(event(self.world, formation))
-        for transfer in self.world.transfers:
+        for transfer in self.world.transfers if self.start is None else self.start.transfers:
             cost = self._moved(transfer)
             rows += cost_rows(self.world, 0, cost, self.clock_seconds)
             happened.append(transfer_event(transfer, cost))
@@ -101,6 +114,11 @@ class Session:
     def _take_teams(self, teams: list[int]) -> None:
         self.world = with_teams(self.world, teams)
         self.constant["formed"] = teams
+
+    def _take_tree(self, parents: list[list[int]]) -> None:
+        """The tree as another run left it."""
+        self.world = replace(self.world, topology=self.world.topology.rebuilt(parents))
+        self.constant["tree"] = parents
 
     def _moved(self, transfer: Transfer) -> RoundCost:
         """The cost of what crosses the links once."""
@@ -176,7 +194,7 @@ class Session:
         with uninterrupted(), on_disk(self.path):
             write_atomic(self.path / "metrics.parquet", to_table(self.rows))
             write_atomic(self.path / "events.jsonl", "".join(json.dumps(e) + "\n" for e in self.events))
-            known = "formed" in self.constant or not pending(self.world)
+            known = bool({"formed", "tree"} & self.constant.keys()) or not pending(self.world)
             if known and not (self.path / "devices.parquet").exists():
                 write_atomic(self.path / "devices.parquet", pa.Table.from_pylist(list(device_rows(self.world))))
             self.ties.export(self.world, self.path)

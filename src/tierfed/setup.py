@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
-from tierfed.checks import check_memory, check_mixture, check_needs, check_participation
+from tierfed.checks import check_mixture, check_needs, check_personalization, check_tree
 from tierfed.clock import Clock
 from tierfed.config import Config
 from tierfed.data import Dataset, Federation, federate, load, public_samples
@@ -23,7 +23,7 @@ from tierfed.store import Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
 from tierfed.transfers import Transfer
-from tierfed.tree import nbytes, take
+from tierfed.tree import nbytes
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _CACHE_BYTES, _GPU_BYTES, _MOST_AT_ONCE = 1 << 24, 1 << 30, 256
@@ -124,9 +124,8 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
         rows = torch.from_numpy(train[i][: plan.width(i)]).to(device)
         with about(config.model, k):
             task.verify(x[rows], y[rows])
-    check_participation(str(config.algorithm.get("name")), algorithm, topology)
-    shared, tiers = take(tasks[0].init(), algorithm.shared(tasks[0])), algorithm.tiers(tasks[0], topology.shape)
-    check_memory(str(config.algorithm.get("name")), tiers, topology, shared)
+    check_tree(config, algorithm, tasks[0], topology)
+    check_personalization(config, algorithm, tasks, kinds, plan, federation, topology)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
     return World(
         config=config,

@@ -131,11 +131,13 @@ class Task:
         self._modes: dict[tuple[str, ...], nn.Module] = {}
 
     def _norms_follow(self) -> dict[str, set[str]]:
-        """The trainable keys that put a batch norm into training mode: its own, else those of the layer before."""
+        """The trainable keys that put a batch norm into training mode: its own, else those of the layer before, else
+        those of the first layer.
+        """
         own: dict[str, set[str]] = {}
         for key in self.trainable:
             own.setdefault(key.rpartition(".")[0], set()).add(key)
-        before: set[str] = set()
+        before: set[str] = next(iter(own.values()), set())
         out = {}
         for name, _ in self.module.named_modules():
             before = own.get(name, before)

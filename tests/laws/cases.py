@@ -17,6 +17,7 @@ from tierfed.task import Task
 
 QUICK: dict[str, dict[str, Any]] = {
     "finetune": {"tune_epochs": 1},
+    "reptile": {"steps": 2, "adapt_steps": 3},
     "permfl": {"steps": 2},
     "pfedme": {"inner": 2},
     "fedrep": {"head_epochs": 1},
@@ -35,6 +36,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mtfl, statistics": ("mtfl", {"private": "us"}),
     "finetune, bias": ("finetune", {"tune": "bias", "tune_epochs": 1}),
     "finetune, head": ("finetune", {"tune": "head", "tune_epochs": 1}),
+    "ftl, adaptors": ("ftl", {"tune": "adaptors", "depth": 2, "epochs": 2}),
+    "ftl, nothing": ("ftl", {"tune": "head", "depth": 0}),
+    "reptile, sgd": ("reptile", {"optimizer": "sgd", "tune": "match", "match": "*bias", "steps": 2, "epochs": 2}),
     "pfedla, relu": ("pfedla", {"head": "relu_norm", "first": "self", "server_at": "fog", "lr_hn": 0.5, "hidden": 1}),
     "heurpfedla, top": ("heurpfedla", {"top_m": 4, "lr_hn": 0.5, "hidden": 0, "server_at": "fog"}),
     "fedfomo, fog": ("fedfomo", {"models": 2, "explore": 0.0, "server_at": "fog"}),

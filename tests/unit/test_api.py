@@ -46,7 +46,7 @@ def test_exports() -> None:
     assert tierfed.__all__ == [
         "Algorithm", "Average", "Batch", "Config", "Data", "Dataset", "Federation", "Idle", "Info", "InputError",
         "Progress", "Relay", "Result", "Task", "Tier", "__version__", "from_table", "load_config", "open_run",
-        "resume", "run",
+        "personalize", "resume", "run",
     ]  # fmt: skip
     assert all(hasattr(tierfed, name) for name in tierfed.__all__)
 

@@ -29,9 +29,10 @@ def known() -> dict[str, Entry]:
     return {**others, **REGISTRY}
 
 
-def make(name: str, settings: Mapping[str, Any] | None = None) -> Algorithm:
+def make(name: str, settings: Mapping[str, Any] | None = None, where: str = "algorithm") -> Algorithm:
     """An algorithm by its name in the registry, or by "package.module:Class", with hyper-parameters from a plain table.
 
+    :param where: the name of the table in the config, for messages
     :raises InputError: unknown name or hyper-parameter (with the nearest valid one), impossible value, failed import
     """
     entry = known().get(name)
@@ -47,4 +48,4 @@ def make(name: str, settings: Mapping[str, Any] | None = None) -> Algorithm:
         raise InputError(f"algorithm {name!r} cannot be imported: {err}; check the module path and the name") from None
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
         raise InputError(f"algorithm {name!r} is {cls!r}; wanted a subclass of tierfed.algorithm.Algorithm")
-    return build(cls, {**preset, **(settings or {})}, "algorithm")
+    return build(cls, {**preset, **(settings or {})}, where)

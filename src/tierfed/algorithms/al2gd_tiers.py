@@ -18,6 +18,7 @@ class Network(Tier):
     coins: int
     most: int  # local steps of a visit
     weight = "children"
+    means = True
 
     def draw(self, round_: Tensor, cut: Tensor, like: Tensor) -> Tree:
         """cut: the local steps of the round before did not fit into it."""
@@ -47,6 +48,7 @@ class Team(Tier):
     gamma: float
     lam: float
     weight = "devices"
+    means = True
 
     def init(self, params: Params) -> Tree:
         return {"params": params, "devices": scalar(1.0, params)}

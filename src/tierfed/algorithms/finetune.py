@@ -1,24 +1,21 @@
 """FedAvg + fine-tuning (federated transfer learning; PerFit, Wu et al. 2020; FedHealth, Chen et al. 2020).
 
 The cloud and the devices run FedAvg. The personal model of device i is the received x after `tune_epochs` of SGD on
-its own data over `tune` = all | head (the last `depth` layers) | bias. What is not tuned stays bit-identical;
-the statistics of a batch norm follow its parameters.
+its own data over the layers that `tune` chooses (layers.py). What is not tuned stays bit-identical; the statistics of a
+batch norm follow its parameters.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-from tierfed.algorithm import Algorithm, Data, Tier
+from tierfed.algorithm import Data, Tier
+from tierfed.algorithms.layers import Tuning
 from tierfed.settings import Natural, Positive
 from tierfed.task import Task
 from tierfed.tree import Params, Tree
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(Algorithm):
-    tune: Literal["all", "head", "bias"] = "all"
-    depth: Natural = 1
-    """Layers of the head."""
+class FineTune(Tuning):
     tune_epochs: Natural = 5
     tune_lr: Positive | None = None
     """Learning rate of the fine-tuning; the same as lr by default."""
@@ -32,18 +29,8 @@ class FineTune(Algorithm):
         return self.epochs / self.passes  # a visit does not tune
 
     def tiers(self, task: Task, shape: tuple[int, ...]) -> tuple[Tier, ...]:
-        self.tuned(task)  # an impossible depth is found before the first round
+        self.tuned(task)  # an impossible choice is found before the first round
         return super().tiers(task, shape)
-
-    def tuned(self, task: Task) -> list[str]:
-        """The trainable keys that are fine-tuned."""
-        match self.tune:
-            case "all":
-                return task.trainable
-            case "head":
-                return [k for k in task.head_keys(self.depth) if k in set(task.trainable)]
-            case "bias":
-                return [k for k in task.trainable if k.endswith("bias")]
 
     def device(self, task: Task, msg: Tree, state: Tree, data: Data) -> tuple[Tree, Tree]:
         return {"params": task.train(msg["params"], data.passes(0, self.epochs), self.lr)}, state

@@ -63,6 +63,7 @@ class Tasks(Server):
     relation: Relationship
     keys: tuple[str, ...]
     devices: int
+    means = True
 
     def init(self, params: Params) -> Tree:
         return {"params": params}

@@ -25,6 +25,7 @@ class MeanOfAll(Tier):
     """
 
     weight = "devices"
+    means = True
 
     def init(self, params: Params) -> Tree:
         return {"params": params}

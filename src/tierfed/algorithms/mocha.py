@@ -30,6 +30,8 @@ from tierfed.tree import Params, Tree, add, zeros
 
 @dataclass(frozen=True, kw_only=True)
 class MOCHA(Algorithm):
+    goes_on = False  # a model is made of dual variables, which begin at 0
+
     loss: Literal["squared_hinge", "hinge", "squared"] = "squared_hinge"
     """Loss of every output; for a regression: squared."""
     lam: NonNegative = 0.1

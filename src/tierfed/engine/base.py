@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from tierfed.algorithm import Algorithm, Tier
 from tierfed.cost import Burst, Visit
+from tierfed.engine.beginning import Beginning
 from tierfed.engine.node import Walk
 from tierfed.errors import InputError
 from tierfed.faults import Faults
@@ -72,9 +74,9 @@ class Engine(ABC):
         self.algorithm, self.tasks, self.plan, self.store = algorithm, tasks, plan, store
         self.faults, self.kinds, self.clock = faults or Faults(), kinds, clock
         self.seed, self.round, self.log = topology.seed, 0, RoundLog()
-        self._first = [t.init() for t in tasks]
+        self.beginning = Beginning(store, [t.init() for t in tasks], kinds)
         self._begun: dict[int, Tree] = {}
-        self._shared = take(self._first[0], algorithm.shared(tasks[0]))
+        self._shared = tuple(algorithm.shared(tasks[0]))
         self.tiers: tuple[Tier, ...] = algorithm.tiers(tasks[0], topology.shape)
         if len(self.tiers) != topology.depth:
             raise InputError(
@@ -116,15 +118,26 @@ class Engine(ABC):
     def task(self, device: int) -> Task:
         return self.tasks[self.kind(device)]
 
-    def begun(self, kind: int) -> Tree:
-        """The private state of all devices of an architecture before their first visit; an algorithm may train it."""
+    def begun(self, device: int) -> Tree:
+        """The private state of a device before its first visit, which an algorithm may train: once for all devices of
+        an architecture that begin alike.
+        """
+        kind = self.kind(device)
+        if self.beginning.own(device) is not None:
+            return self.algorithm.init(self.tasks[kind], self.beginning.of(device))
         if kind not in self._begun:
-            self._begun[kind] = self.algorithm.init(self.tasks[kind], self._first[kind])
+            self._begun[kind] = self.algorithm.init(self.tasks[kind], self.beginning.of(device))
         return self._begun[kind]
 
     def kept(self, depth: int, node: int) -> Tree:
         """What an inner node keeps between visits."""
-        return with_default(self.store, f"kept{depth}", node, lambda: self.tiers[depth].init(self._shared))
+        tier = self.tiers[depth]
+
+        def init() -> Tree:
+            devices = self.topology.below(depth, node, self.depth) if tier.means else np.array([], np.int64)
+            return tier.init(self.beginning.mean(devices, self._shared))
+
+        return with_default(self.store, f"kept{depth}", node, init)
 
     def keep(self, depth: int, node: int, state: Tree) -> None:
         """After a visit: exactly the keys of `Tier.init` are kept."""
@@ -132,18 +145,19 @@ class Engine(ABC):
 
     def own(self, device: int) -> Tree:
         """The private state of a device."""
-        return with_default(self.store, "own", device, lambda: self.begun(self.kind(device)))
+        return with_default(self.store, "own", device, lambda: self.begun(device))
 
     def put_own(self, device: int, state: Tree) -> None:
         self.store.put("own", device, state)
 
     def rows(self, depth: int, children: Ids) -> list[Tree]:
         """What the nodes of a level remember about children [R]; by stable id, whoever the parent is."""
-        make = self.tiers[depth].child
-        return [
-            with_default(self.store, f"rows{depth}", int(i), lambda i=i: make(self._shared, int(i)))  # type: ignore[misc]
-            for i in children
-        ]
+        make, of_devices = self.tiers[depth].child, self.reach(depth) == self.depth
+
+        def first(i: int) -> Tree:
+            return make(take(self.beginning.of(i) if of_devices else self.beginning.common, self._shared), i)
+
+        return [with_default(self.store, f"rows{depth}", int(i), partial(first, int(i))) for i in children]
 
     def put_row(self, depth: int, child: int, record: Tree) -> None:
         self.store.put(f"rows{depth}", child, record)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tierfed.engine.base import Engine, Ids
 from tierfed.tree import Params, Tree, row, stack
+from tierfed.wire import payload_bytes
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ def ties(engine: Engine, depth: int, node: int, children: Ids) -> dict[str, Tens
 def message_to(engine: Engine, device: int) -> Tree:
     """What the parent of a device would send it now."""
     return _Walk(engine).message(engine.depth, device)
+
+
+def message_bytes(engine: Engine, devices: Ids) -> Ids:
+    """Bytes of what the parents of some devices would send them now [H]."""
+    walk = _Walk(engine)
+    sizes = [payload_bytes(stack([walk.message(engine.depth, int(i))]), 1)[0] for i in devices]
+    return np.array(sizes, np.int64)
 
 
 def _team(engine: Engine, device: int) -> Params | None:

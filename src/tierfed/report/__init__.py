@@ -27,10 +27,12 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         raise InputError(
             f"got a request for a report, but {err.name} is not installed; pip install 'tierfed[report]'"
         ) from None
-    if out is None and isinstance(found, GridFolder):
-        for member in found.members:
-            page = member.run.path / "report.html"
-            write_atomic(page, render(member.run, page))
+    if out is None:
+        members = [m.run for m in found.members] if isinstance(found, GridFolder) else []
+        stages = [r.later for r in (members if isinstance(found, GridFolder) else [found])]
+        for run in [*members, *(stage for stage in stages if stage is not None)]:
+            page = run.path / "report.html"
+            write_atomic(page, render(run, page))
     path = folder / "report.html" if out is None else out
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"{path} cannot be written, wanted a file name in an existing folder; choose another --out")

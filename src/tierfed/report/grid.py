@@ -102,12 +102,16 @@ class GridFolder:
         """The numbers to compare, in the order of the table."""
         metric, higher = self.metric, self.members[0].run.higher_is_better
         side = "10th percentile" if higher else "90th percentile"
+        stage = (Column("personalized", "after personalization", metric, higher, _personalized),) * any(
+            m.run.later is not None for m in self.members
+        )
         return (
             Column("global", "global", metric, higher, lambda m: _weighted(m, "global")),
             Column(
                 "personal_post", "personal, after training", metric, higher, lambda m: _weighted(m, "personal_post")
             ),
             Column("personal_pre", "personal, before training", metric, higher, lambda m: _weighted(m, "personal_pre")),
+            *stage,
             Column("p10", side, metric, higher, lambda m: _own(m, "p10")),
             Column("worst", "worst 10 % of devices", metric, higher, lambda m: _own(m, "worst")),
             Column("gain", "gain over local-only", metric, True, _gain),
@@ -155,6 +159,12 @@ def gains(member: Member) -> Floats | None:
 
 def _weighted(member: Member, model: str) -> float | None:
     return member.run.statistics(model)["weighted"] if model in member.run.models else None
+
+
+def _personalized(member: Member) -> float | None:
+    later = member.run.later
+    model = "" if later is None else own_model(later)
+    return later.statistics(model)["weighted"] if later is not None and model else None
 
 
 def _own(member: Member, statistic: str) -> float | None:

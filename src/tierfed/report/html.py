@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from tierfed.report import charts, compare, costs, ties
 from tierfed.report.grid import GridFolder, Member
 from tierfed.report.load import RunFolder
+from tierfed.report.stages import before_and_after, origin
 from tierfed.report.style import Chart
 from tierfed.report.tables import comparison_cell, summary_grid
 from tierfed.report.words import MODEL_NAMES, NONE, Grid, amount, duration, metric_name, score
@@ -49,7 +50,7 @@ def render(found: RunFolder | GridFolder, out: Path) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files("tierfed.report").joinpath("template.html").read_text(encoding="utf-8")
-    page = _run_page(found) if isinstance(found, RunFolder) else _grid_page(found, out)
+    page = _run_page(found, out) if isinstance(found, RunFolder) else _grid_page(found, out)
     # only a script's own end could leave the script element
     script = Markup(get_plotlyjs().replace("</script", "<\\/script"))
     return environment.from_string(source).render(page | {"plotly": script, "figure": _figure})
@@ -64,7 +65,7 @@ def _known(*found: Chart | None) -> list[Chart]:
     return [c for c in found if c is not None]
 
 
-def _run_page(run: RunFolder) -> dict[str, Any]:
+def _run_page(run: RunFolder, out: Path) -> dict[str, Any]:
     devices = f"{len(run.devices.names)} devices" + (f" in {len(run.teams)} teams" if run.teams else "")
     learning = [charts.learning(run, m) for m in dict.fromkeys((run.metric, "loss"))]
     alpha = [charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"]
@@ -73,6 +74,7 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
     more = maps[MAX_LAYERS:]
     sections = [
         Section("Models", [], summary_grid(run)) if run.models else Section("Models", []),
+        *_personalization(run, out),
         Section("Learning", _known(*learning)),
         Section("Devices", _known(charts.per_device(run))),
         Section("Inside the algorithm", _known(*alpha, charts.moves(run), *other)),
@@ -89,12 +91,30 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
     return {
         "title": f"{run.algorithm} on {run.source}",
         "kind": "run",
-        "facts": [devices, f"{run.last_round} round{'s' * (run.last_round != 1)}", f"seed {run.seed}", run.ended],
+        "facts": [
+            devices,
+            f"{run.last_round} round{'s' * (run.last_round != 1)}",
+            f"seed {run.seed}",
+            run.ended,
+            *origin(run),
+        ],
         "tiles": _run_tiles(run),
         "sections": [s for s in sections if s.charts or s.table],
         "configs": [("Resolved config", run.config_text)],
         "commands": [f"tierfed run {folder}/config.toml", f"tierfed report {folder}"],
     }
+
+
+def _personalization(run: RunFolder, out: Path) -> list[Section]:
+    """Before and after, with a link to the page of the stage."""
+    if run.later is None:
+        return []
+    link = _relative(run.later.path / "report.html", out)
+    pages = Grid(("stage", "how it ended"), [[run.later.algorithm, run.later.ended]], text=2)
+    return [
+        Section("Personalization", [], before_and_after(run, run.later)),
+        Section("Its own report", [], pages, links={run.later.algorithm: link}),
+    ]
 
 
 def _listening(run: RunFolder) -> list[Chart]:
@@ -204,5 +224,9 @@ def _insides(grid: GridFolder) -> list[tuple[str, list[Chart]]]:
 
 
 def _link(member: Member, out: Path) -> str:
-    target = os.path.relpath(member.run.path / "report.html", out.parent)
-    return quote(Path(target).as_posix())
+    return _relative(member.run.path / "report.html", out)
+
+
+def _relative(page: Path, out: Path) -> str:
+    """A link from a page to another one."""
+    return quote(Path(os.path.relpath(page, out.parent)).as_posix())

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tierfed.config import STAGE
 from tierfed.errors import InputError
 from tierfed.metrics import METRICS, MODELS, TIES, Floats, higher_is_better, main_metric, summarize
 
@@ -233,6 +234,15 @@ class RunFolder:
         if not (self.path / "ties.parquet").exists():
             return TIES.empty_table()
         return _load(self.path, "ties.parquet", lambda p: _table(p, TIES))
+
+    @cached_property
+    def later(self) -> "RunFolder | None":
+        """The personalization of the run's models, once that has left numbers.
+
+        :raises InputError: a file of it is damaged
+        """
+        path = self.path / STAGE
+        return RunFolder.read(path) if (path / "metrics.parquet").exists() else None
 
     def events_of(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""

@@ -7,6 +7,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from tierfed.config import STAGE
 from tierfed.errors import InputError
 from tierfed.report.grid import Column, GridFolder
 from tierfed.report.load import RunFolder, finite
@@ -61,6 +62,10 @@ def summary_table(folder: Path) -> Table:
             table.add_column(header, justify="right" if number else "left")
         for row in grid.rows:
             table.add_row(*map(Text, row))
+        if found.later is not None:
+            table.add_section()
+            for name, *row in summary_grid(found.later).rows:
+                table.add_row(Text(f"{found.later.algorithm}: {name}"), *map(Text, row[: len(grid.headers) - 1]))
         return table
     seeds = ", ".join(map(str, found.seeds))
     title = f"{metric_name(found.metric)}, mean ± std over seeds {seeds}"
@@ -92,6 +97,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def _run_summary(run: RunFolder) -> dict[str, Any]:
+    later = {} if run.later is None else {STAGE: {"folder": str(run.later.path), **_run_summary(run.later)}}
     models = {m: {k: finite(v) for k, v in run.statistics(m).items()} for m in run.models}
     return {
         "kind": "run",
@@ -107,6 +113,7 @@ def _run_summary(run: RunFolder) -> dict[str, Any]:
         "total_bytes": finite(run.total_bytes),
         "clock_seconds": finite(run.clock_seconds),
         "total_joules": finite(run.total("cloud", "joules")),
+        **later,
     }
 
 

@@ -1,0 +1,49 @@
+"""From the options of a command to a config."""
+
+import json
+from pathlib import Path
+
+from tierfed import config as configs
+from tierfed.config import Config
+from tierfed.errors import InputError
+
+
+def numbers(text: str, option: str = "--seeds") -> tuple[int, ...]:
+    """:raises InputError: the value of an option is no list of whole numbers"""
+    try:
+        return tuple(int(s) for s in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {text!r}: wanted whole numbers, for example {option} 0,1,2") from None
+
+
+def load(
+    source: str,
+    sets: list[str],
+    algorithm: list[str] | None,
+    seeds: str | None,
+    data_dir: str | None,
+    out_dir: Path | None,
+) -> Config:
+    """The config of a command: file or preset, then --set, then the other options."""
+    names = [n.strip() for text in algorithm or () for n in text.split(",")]
+    named = [f"algorithm.name={json.dumps(names[0])}"] if names else []
+    if names and any(s.startswith("algorithm.name") for s in sets):
+        raise InputError("--algorithm and --set algorithm.name: give one of them")
+    tables = configs.assign(configs.read(source), [*named, *sets])
+    for name in ("grid", "run", "data"):
+        if not isinstance(tables.setdefault(name, {}), dict):
+            raise InputError(f"{name} = {tables[name]!r}: wanted a table, [{name}]")
+    grid = tables["grid"]
+    if names:
+        grid["algorithms"] = [{"name": n} for n in names] if len(names) > 1 else []
+    elif any(s.startswith("algorithm.name") for s in sets):
+        grid["algorithms"] = []
+    if seeds is not None:
+        several = list(numbers(seeds))
+        grid["seeds"] = several if len(several) > 1 else []
+        tables["run"]["seed"] = several[0]
+    if data_dir is not None:
+        tables["data"]["dir"] = data_dir
+    if out_dir is not None:
+        tables["run"]["out"] = str(out_dir)
+    return configs.from_table(tables)
