@@ -161,7 +161,9 @@ def test_show_needs_no_plotly_but_a_plot_does(shell: Shell, monkeypatch: pytest.
 
 def test_algorithms_and_datasets(shell: Shell) -> None:
     rows = told(shell.good("algorithms", "--json"))
-    assert {"name", "paper", "up", "down", "fog to cloud", "models", "needs", "all devices"} == set(rows[0])
+    assert {"name", "paper", "up", "down", "fog to cloud", "models", "needs", "all devices", "different models"} == set(
+        rows[0]
+    )
     assert {"jobfed", "fedavg", "local"} <= {r["name"] for r in rows}
     sets = told(shell.good("datasets", "--json"))
     assert {s["name"]: s["here"] for s in sets}["watch"] is True

@@ -72,7 +72,7 @@ class JobFed(Algorithm):
         if self.cluster_scope == "inside_fog" and len(shape) < 4:
             raise InputError("cluster_scope = 'inside_fog' needs clusters below the fogs; set topology.clusters")
         if self.global_loss == "server_val" and task.public is None:
-            raise InputError("global_loss = 'server_val' needs data at the cloud; set data.public, its share")
+            raise InputError("global_loss = 'server_val' needs data at the cloud; set data.public or data.public_path")
 
         def tier(kind: type[Fog], holds_alpha: bool, **more: Any) -> Fog:
             down = None if self.global_loss == "device_full" else self.np_keys(task)

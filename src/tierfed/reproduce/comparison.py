@@ -171,7 +171,7 @@ NOTES = (
     "the fine-tuning of FedAvg + fine-tuning are part of their personal model already. A device that was never visited "
     "has the first model as its own; with few rounds (`--scale`) on MNIST there are such devices.",
     "Methods that must hear every device in every round have numbers on UCI HAR alone, methods for another kind of "
-    "model none: the table says why.",
+    "model, or that learn from public samples, none: the table says why.",
     "Seconds and joules are those of the cost model for one set of assumed devices and links, not a measurement. The "
     "time of the run is that of a simulation on one core, which may have had other work.",
 )
