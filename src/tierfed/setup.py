@@ -1,7 +1,9 @@
 """From a config to everything that a run needs, checked before anything is written."""
 
+import copy
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +12,9 @@ from torch import nn
 
 from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
-from tierfed.checks import check_memory, check_needs, check_participation
+from tierfed.augment import Augmentation, augment, on_threads, warm
+from tierfed.augment.gan import Tell
+from tierfed.checks import check_memory, check_needs, check_participation, machine_bytes
 from tierfed.clock import Clock
 from tierfed.config import Config
 from tierfed.data import Dataset, Federation, federate, load
@@ -23,7 +27,7 @@ from tierfed.store import Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
 from tierfed.transfers import Transfer
-from tierfed.tree import nbytes, take
+from tierfed.tree import Params, nbytes, take
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _CACHE_BYTES, _GPU_BYTES, _MOST_AT_ONCE = 1 << 24, 1 << 30, 256
@@ -45,6 +49,10 @@ class World:
     engine_name: str
     transfers: tuple[Transfer, ...] = ()
     """What crosses the links once, before round 1."""
+    augmentation: Augmentation | None = None
+    """What devices train on beside their own samples."""
+    begun: dict[str, Params] = field(default_factory=dict)
+    """Tables of what was trained here: a run that goes on takes it from its store and does not train it again."""
 
     def engine(self, store: Store) -> Engine:
         """An engine over a store."""
@@ -71,11 +79,22 @@ class World:
         return f"{self.topology.levels[-2]} {node}"
 
 
-def prepare(config: Config, data: Dataset | None = None, module: nn.Module | None = None) -> World:
+def prepare(
+    config: Config,
+    data: Dataset | None = None,
+    module: nn.Module | None = None,
+    *,
+    begun: Mapping[str, Params] | None = None,
+    draft: bool = False,
+    tell: Tell | None = None,
+) -> World:
     """The world of a config.
 
     :param data: a data set at hand, in the place of data.source
     :param module: a model at hand, in the place of model.name
+    :param begun: `World.begun` of the run that goes on
+    :param draft: nothing is trained here and no sample generated: a world to look at, not to run
+    :param tell: is told every two seconds how far a training is
     :raises InputError: whatever does not fit, before anything is written
     """
     settings = {k: v for k, v in config.algorithm.items() if k not in ("name", "label")}
@@ -97,10 +116,25 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
     loss = loss_by_name(
         config.model.loss if config.model.loss != "auto" else "cross_entropy" if federation.classes else "mse"
     )
-    x, y = federation.x.to(device), federation.y.to(device)
-    train, public = federation.train, None
+    begun = {} if begun is None else begun
+    labels, train, public, rows = federation.label_counts(), federation.train, None, None
     if config.data.public:
         train, rows = share_with_cloud(train, config.data.public, seed)
+    more = None
+    if config.augment.kind != "none":
+        more = augment(
+            replace(federation, train=train),
+            config.augment,
+            seed,
+            public=rows,
+            room=machine_bytes(),
+            generator=begun.get("generator"),
+            draft=draft,
+            tell=tell,
+        )
+        federation, train = more.federation, more.federation.train
+    x, y = federation.x.to(device), federation.y.to(device)
+    if rows is not None:
         at = torch.from_numpy(rows).to(device)
         public = Batch(
             x[at], y[at], torch.ones(len(rows), dtype=torch.bool, device=device), torch.zeros((), dtype=torch.int64)
@@ -109,7 +143,7 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
     batch = None if config.data.batch == "all" else config.data.batch
     plan = Plan(x=x, y=y, train=train, held=federation.val, batch=batch, seed=seed, dtype=dtype)
     check_needs(config, algorithm, task, plan, federation)
-    topology = build_topology(config.topology, plan.samples, seed, federation.natural, federation.label_counts())
+    topology = build_topology(config.topology, plan.samples, seed, federation.natural, labels)
     task.verify(
         x[torch.from_numpy(train[0][: plan.width(0)]).to(device)],
         y[torch.from_numpy(train[0][: plan.width(0)]).to(device)],
@@ -118,7 +152,18 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
     shared, tiers = take(task.init(), algorithm.shared(task)), algorithm.tiers(task, topology.shape)
     check_memory(str(config.algorithm.get("name")), tiers, topology, shared)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
+    made: dict[str, Params] = {}
+    if more is not None and more.generator:
+        made["generator"] = more.generator
+    if more is not None and config.augment.warmup_epochs and not draft:
+        made["init"] = begun.get("init") or _warm(config, algorithm, task, plan, more, tell)
+        module = copy.deepcopy(module)
+        module.load_state_dict(made["init"], strict=False)
+        task = Task(module, loss, config.model.weight_decay, public)
     return World(
+        transfers=() if more is None else more.transfers,
+        augmentation=more,
+        begun=made,
         config=config,
         federation=federation,
         algorithm=algorithm,
@@ -129,6 +174,25 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
         device=device,
         engine_name=choose_engine(config.engine.name, module, device),
     )
+
+
+def _warm(
+    config: Config, algorithm: Algorithm, task: Task, plan: Plan, more: Augmentation, tell: Tell | None
+) -> Params:
+    """The first model, trained on the samples of the cloud."""
+    settings = config.augment
+    with on_threads(threads(config, task.module)):
+        return warm(
+            task,
+            plan.x,
+            plan.y,
+            more.cloud,
+            epochs=settings.warmup_epochs,
+            lr=settings.warmup_lr or algorithm.lr,
+            batch=plan.batch,
+            seed=plan.seed,
+            tell=tell,
+        )
 
 
 def choose_device(name: str) -> torch.device:
