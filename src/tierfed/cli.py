@@ -368,7 +368,9 @@ def listing(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
 def _facts(name: str, facts: dict[str, Any]) -> Table:
     table = Table(title=Text(name), title_justify="left", show_header=False)
     for key, value in facts.items():
-        text = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        text = (
+            ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        )
         table.add_row(key.replace("_", " "), Text(text))
     return table
 

@@ -74,7 +74,7 @@ def _check_seeds(federation: Federation, targets: Flags, counts: Ints, given: In
             "deal them out another way (data.partition)"
         )
     raise InputError(
-        f"no seed samples of {name!r}: {lack} devices have none of it themselves, and whoever has it gives none; set "
-        f"augment.redundant (now {settings.redundant}) to {settings.redundant + 1} or more, so that devices also give "
-        "samples of labels that they have enough of, or augment.tau higher"
+        f"no seed samples of {name!r}: no device that lacks it ({lack} of {len(targets)}) has any, and those that have "
+        f"it give none; set augment.redundant (now {settings.redundant}) to {settings.redundant + 1} or more, so that "
+        "devices also give samples of labels that they have enough of, or augment.tau higher"
     )

@@ -28,13 +28,11 @@ def quota(federation: Federation, beta: float, public: Ints | None) -> int:
     counts = np.bincount(federation.y.numpy()[rows], minlength=len(classes))
     least, who = int(counts.argmin()), "the devices have" if public is None else "the public samples at the cloud have"
     if counts[least] < number:
-        few = "none" if not counts[least] else f"only {counts[least]}"
-        more = "" if public is None else ", set data.public higher"
+        few = f"only {counts[least]}" if counts[least] else "none"
+        ways = ["set augment.beta lower"] * bool(counts[least]) + ["set data.public higher"] * (public is not None)
         raise InputError(
             f"augment.beta = {beta:g} asks for {number} samples of each of the {len(classes)} classes, but {who} {few} "
-            f"of {classes[least]!r}; "
-            + (f"set augment.beta lower{more}, " if counts[least] else "")
-            + "or leave the class out of the data"
+            f"of {classes[least]!r}; {', or '.join([*ways, 'leave the class out of the data'])}"
         )
     return number
 
