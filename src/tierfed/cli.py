@@ -205,7 +205,7 @@ def show(
 ) -> None:
     """What would run: tree, data per device, bytes, memory. Nothing is trained."""
     config = load(source, set_ or [], algorithm, seeds, data_dir, None)
-    worlds = {name: prepare(c) for name, c in members(config, Path("runs")).items()}
+    worlds = {name: prepare(c, draft=True) for name, c in members(config, Path("runs")).items()}
     first = next(iter(worlds.values()))
     facts = {name: preview(world) for name, world in worlds.items()}
     if plot is not None:
@@ -214,7 +214,7 @@ def show(
     if as_json:
         say({"runs": facts, **({} if plot is None else {"plot": str(plot)})})
         return
-    out.print(heatmap(first.federation))
+    out.print(heatmap(first.federation, own=None if first.augmentation is None else first.augmentation.own))
     for name, fact in facts.items():
         out.print(_facts(name, fact))
     if plot is not None:
@@ -360,7 +360,9 @@ def listing(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
 def _facts(name: str, facts: dict[str, Any]) -> Table:
     table = Table(title=Text(name), title_justify="left", show_header=False)
     for key, value in facts.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        text = (
+            ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        )
         table.add_row(key.replace("_", " "), Text(text))
     return table
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from tierfed.augment import AugmentSettings
 from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
 from tierfed.errors import InputError, nearest
@@ -128,6 +129,7 @@ class Config:
 
     run: RunSettings = field(default_factory=RunSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     algorithm: dict[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
     """`name` and hyper-parameters, see `tierfed algorithms`."""

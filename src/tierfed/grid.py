@@ -49,7 +49,7 @@ def run_grid(config: Config, folder: Path, watch: Watcher | None = None) -> bool
     refuse_existing(folder)
     runs = members(config, folder)
     for member in runs.values():
-        read_baseline(prepare(member))
+        read_baseline(prepare(member, draft=True))
     make_folder(folder)
     try:
         with on_disk(folder):

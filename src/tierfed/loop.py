@@ -4,7 +4,7 @@ import copy
 import math
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from tierfed.session import Session, fingerprint, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
 from tierfed.store import DiskStore, MemoryStore, disk_error
+from tierfed.tree import Params
 
 __all__ = [
     "Progress",
@@ -77,7 +78,7 @@ def run(
     if folder:
         config = replace(config, run=replace(config.run, out=str(path)))
         refuse_existing(path)
-    world = prepare(config, data, module)
+    world = prepare(config, data, module, tell=_teller(config, path if folder else None, watch))
     baseline = read_baseline(world)
     start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:
@@ -88,8 +89,7 @@ def run(
         with on_disk(path):
             write_atomic(path / "config.toml", to_toml(config))
         store = DiskStore(path / "state", world.device)
-        if module is not None:
-            store.put("init", 0, world.task.init())
+        _keep_begun(store, world, module)
         return _loop(world, store, path, [], [], watch, baseline, start)
     except InputError:
         if store is None or not store.meta:  # not even the first commit: nothing that could be resumed
@@ -126,15 +126,15 @@ def resume(
         _check_config(store, path, config)
         if module is not None:
             module = _as_begun(store, module)
-        world = prepare(config, data, module)
+        world = prepare(config, data, module, begun=_begun_with(store), tell=_teller(config, path, watch))
         store.move(world.device)
         baseline = read_baseline(world)
         _check_data(store, path, world)
         if store.meta and rounds is not None:
             with on_disk(path):
                 write_atomic(path / "config.toml", to_toml(config))
-        if not store.meta and module is not None:
-            store.put("init", 0, world.task.init())
+        if not store.meta:
+            _keep_begun(store, world, module)
         start = None if store.meta else _left(world, data, module)
         rows, happened = _replay(store)
         return _loop(world, store, path, rows, happened, watch, baseline, start)
@@ -160,6 +160,7 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
             config,
             None if data is None else dataset(data, config.data.columns),
             None if module is None else _as_begun(store, module),
+            begun=_begun_with(store),
         )
         store.move(world.device)
         _check_data(store, path, world)
@@ -261,6 +262,29 @@ def _check_config(store: DiskStore, path: Path, config: Config) -> None:
     if config.run.rounds < done and not store.meta.get("stopped"):
         raise InputError(f"the run in {path} has trained {done} rounds already; {config.run.rounds} is less than that")
     store.verify()
+
+
+def _keep_begun(store: DiskStore, world: World, module: nn.Module | None) -> None:
+    """What a run that goes on cannot make again from its config, or not without training it again."""
+    given = {} if module is None else {"init": world.task.init()}
+    for name, params in {**given, **world.begun}.items():
+        store.put(name, 0, params)
+
+
+def _begun_with(store: DiskStore) -> dict[str, Params]:
+    """The tables of `World.begun` that a run was begun with."""
+    found = {name: store.get(name, 0) for name in ("init", "generator")}
+    return {name: params for name, params in found.items() if params is not None}
+
+
+def _teller(config: Config, path: Path | None, watch: Watcher | None) -> Callable[[str], None] | None:
+    """Tells a watcher what goes on before round 0."""
+    if watch is None:
+        return None
+    start = Progress(
+        name=path.name if path else "run", round=0, rounds=config.run.rounds, scores={}, evaluated=False, bytes=0
+    )
+    return lambda text: watch(replace(start, doing=text))
 
 
 def _as_begun(store: DiskStore, module: nn.Module) -> nn.Module:

@@ -158,7 +158,7 @@ def _worker(config: Config, tolerant: bool) -> Done:
 def _tell(progress: Progress) -> None:
     if _Parent.queue is not None:
         _Parent.queue.put(progress)
-    if _Parent.stop is not None and _Parent.stop.is_set() and progress.round < progress.rounds:
+    if _Parent.stop is not None and _Parent.stop.is_set() and progress.round < progress.rounds and not progress.doing:
         raise KeyboardInterrupt
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tierfed.augment import Augmentation
 from tierfed.config import PersonalizeSettings
 from tierfed.engine import Engine
 from tierfed.engine.evaluate import message_to
@@ -27,6 +28,7 @@ def preview(world: World) -> dict[str, Any]:
         "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
         "samples_per_device": {"fewest": int(samples.min()), "most": int(samples.max())},
         "tree": " - ".join(f"{n} {name}" for n, name in zip(topology.shape, topology.levels, strict=True)),
+        **({} if world.augmentation is None else {"augmentation": _augmentation(world, world.augmentation)}),
         **({"team_formation": _formation(world)} if pending(world) else {}),
         **_models(world),
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
@@ -59,6 +61,13 @@ def _before(world: World) -> dict[str, int]:
 def _personalization(stage: PersonalizeSettings) -> dict[str, Any]:
     """The stage after the training."""
     return {"by": stage.mechanism, "rounds": stage.rounds, "from": f"{stage.start} models"}
+
+
+def _augmentation(world: World, more: Augmentation) -> dict[str, Any]:
+    """What devices will train on beside their own samples, and what crosses their links for it."""
+    facts = {k: round(v, 4) if isinstance(v, float) else v for k, v in more.facts.items()}
+    down, up = sum(int(t.down_bytes.sum()) for t in more.transfers), sum(int(t.up_bytes.sum()) for t in more.transfers)
+    return {"kind": world.config.augment.kind, **facts, "down_bytes": down, "up_bytes": up}
 
 
 def _formation(world: World) -> dict[str, Any]:

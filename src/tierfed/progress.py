@@ -33,7 +33,7 @@ def watching(console: Console, quiet: bool = False) -> Iterator[Watcher | None]:
             def move(p: Progress) -> None:
                 if p.name not in tasks:
                     tasks[p.name] = bars.add_task(p.name, total=p.rounds, scores="", size="")
-                text = scores(p) + (f"  {p.stopped.partition(':')[0]}" if p.stopped else "")
+                text = (p.doing or scores(p)) + (f"  {p.stopped.partition(':')[0]}" if p.stopped else "")
                 total = p.round if p.stopped else p.rounds
                 bars.update(tasks[p.name], completed=p.round, total=total, scores=text, size=megabytes(p.bytes))
 
@@ -41,7 +41,9 @@ def watching(console: Console, quiet: bool = False) -> Iterator[Watcher | None]:
     else:
 
         def line(p: Progress) -> None:
-            if p.evaluated or p.stopped:
+            if p.doing:
+                console.print(f"{p.name}: {p.doing}", soft_wrap=True, highlight=False, markup=False)
+            elif p.evaluated or p.stopped:
                 ended = f"  {p.stopped}" if p.stopped else ""
                 text = f"{p.name}: round {p.round}/{p.rounds}  {scores(p)}  {megabytes(p.bytes)}{ended}"
                 console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tierfed.augment import Augmentation
 from tierfed.cost import RoundCost
 from tierfed.engine import Engine, RoundLog
 from tierfed.engine.evaluate import models
@@ -74,6 +75,11 @@ def transfer_event(transfer: Transfer, cost: RoundCost) -> dict[str, Any]:
         "seconds": cost.round_seconds,
         "joules": sum(cost.link_joules),
     }
+
+
+def augment_event(augmentation: Augmentation) -> dict[str, Any]:
+    """What devices got beside their own samples, in the log of a run: rows, distance of the labels, leakage."""
+    return {"round": 0, "event": "augment", **augmentation.facts}
 
 
 def trace_rows(world: World, engine: Engine, round_: int, log: RoundLog) -> list[Row]:

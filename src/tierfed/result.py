@@ -33,6 +33,7 @@ class Progress:
     evaluated: bool  # in this round
     bytes: int  # on all links so far
     stopped: str = ""
+    doing: str = ""  # what goes on before there is a round 0 and a score, where that takes a while
 
 
 Watcher = Callable[[Progress], None]

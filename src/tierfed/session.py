@@ -19,6 +19,7 @@ from tierfed.engine import Engine
 from tierfed.formation import event, form, pending, with_teams
 from tierfed.metrics import Row, to_table, write_atomic
 from tierfed.record import (
+    augment_event,
     cost_rows,
     device_rows,
     evaluate,
@@ -47,6 +48,8 @@ def fingerprint(config: Config) -> str:
     tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
     tables.pop("eval")
     tables["start"].pop("run", None)  # a folder may be called from elsewhere; what it has left is in the checkpoint
+    if config.augment.kind == "none":
+        tables.pop("augment")
     return json.dumps(tables, sort_keys=True)
 
 
@@ -102,6 +105,8 @@ class Session:
             self._count(formation.cost)
             rows += cost_rows(self.world, 0, formation.cost, self.clock_seconds, links=("cloud-device",))
             happened.append(event(self.world, formation))
+        if self.world.augmentation is not None and self.start is None:
+            happened.append(augment_event(self.world.augmentation))
         for transfer in self.world.transfers if self.start is None else self.start.transfers:
             cost = self._moved(transfer)
             rows += cost_rows(self.world, 0, cost, self.clock_seconds)

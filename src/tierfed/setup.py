@@ -1,8 +1,9 @@
 """From a config to everything that a run needs, checked before anything is written."""
 
+import copy
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
-from tierfed.checks import check_mixture, check_needs, check_personalization, check_tree
+from tierfed.augment import Augmentation, augment, on_threads, warm
+from tierfed.augment.gan import Tell
+from tierfed.checks import check_mixture, check_needs, check_personalization, check_tree, machine_bytes
 from tierfed.clock import Clock
 from tierfed.config import Config
 from tierfed.data import Dataset, Federation, federate, load, public_samples
@@ -23,7 +26,7 @@ from tierfed.store import Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
 from tierfed.transfers import Transfer
-from tierfed.tree import nbytes
+from tierfed.tree import Params, nbytes
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _CACHE_BYTES, _GPU_BYTES, _MOST_AT_ONCE = 1 << 24, 1 << 30, 256
@@ -48,6 +51,10 @@ class World:
     """[N] which of the tasks each device has; none: all the one."""
     transfers: tuple[Transfer, ...] = ()
     """What crosses the links once, before round 1."""
+    augmentation: Augmentation | None = None
+    """What devices train on beside their own samples."""
+    begun: dict[str, Params] = field(default_factory=dict)
+    """Tables of what was trained here: a run that goes on takes it from its store and does not train it again."""
 
     @property
     def task(self) -> Task:
@@ -89,11 +96,22 @@ class World:
         return f"{self.topology.levels[-2]} {node}"
 
 
-def prepare(config: Config, data: Dataset | None = None, module: nn.Module | None = None) -> World:
+def prepare(
+    config: Config,
+    data: Dataset | None = None,
+    module: nn.Module | None = None,
+    *,
+    begun: Mapping[str, Params] | None = None,
+    draft: bool = False,
+    tell: Tell | None = None,
+) -> World:
     """The world of a config.
 
     :param data: a data set at hand, in the place of data.source
     :param module: a model at hand, in the place of model.name
+    :param begun: `World.begun` of the run that goes on
+    :param draft: nothing is trained here and no sample generated: a world to look at, not to run
+    :param tell: is told every two seconds how far a training is
     :raises InputError: whatever does not fit, before anything is written
     """
     settings = {k: v for k, v in config.algorithm.items() if k not in ("name", "label")}
@@ -106,8 +124,23 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
     loss = loss_by_name(
         config.model.loss if config.model.loss != "auto" else "cross_entropy" if federation.classes else "mse"
     )
+    begun = {} if begun is None else begun
+    labels = federation.label_counts()  # teams are formed by what devices hold themselves
+    train, public, rows = public_samples(config.data, federation, seed)
+    more = None
+    if config.augment.kind != "none":
+        more = augment(
+            replace(federation, train=train),
+            config.augment,
+            seed,
+            public=rows,
+            room=machine_bytes(),
+            generator=begun.get("generator"),
+            draft=draft,
+            tell=tell,
+        )
+        federation, train = more.federation, more.federation.train
     x, y = federation.x.to(device), federation.y.to(device)
-    train, public = public_samples(config.data, federation, seed)
     at_cloud = None if public is None else _whole(*public, device)
     tasks = []
     for k, network in enumerate(modules):
@@ -118,16 +151,27 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
     plan = Plan(x=x, y=y, train=train, held=federation.val, batch=batch, seed=seed, dtype=dtype)
     check_mixture(config, algorithm, len(tasks))
     check_needs(config, algorithm, tasks, kinds, plan, federation)
-    topology = build_topology(config.topology, plan.samples, seed, federation.natural, federation.label_counts())
+    topology = build_topology(config.topology, plan.samples, seed, federation.natural, labels)
     for k, task in enumerate(tasks):
         i = 0 if kinds is None else kinds.tolist().index(k)
-        rows = torch.from_numpy(train[i][: plan.width(i)]).to(device)
+        at = torch.from_numpy(train[i][: plan.width(i)]).to(device)
         with about(config.model, k):
-            task.verify(x[rows], y[rows])
+            task.verify(x[at], y[at])
     check_tree(config, algorithm, tasks[0], topology)
     check_personalization(config, algorithm, tasks, kinds, plan, federation, topology)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
+    made: dict[str, Params] = {}
+    if more is not None and more.generator:
+        made["generator"] = more.generator
+    if more is not None and config.augment.warmup_epochs and not draft:
+        made["init"] = begun.get("init") or _warm(config, algorithm, tasks, plan, more, tell)
+        warmed = copy.deepcopy(modules[0])
+        warmed.load_state_dict(made["init"], strict=False)
+        tasks = [Task(warmed, loss, config.model.weight_decay, at_cloud, len(federation.classes))]
     return World(
+        transfers=(*(more.transfers if more is not None else ()), *public_transfers(algorithm, at_cloud, federation)),
+        augmentation=more,
+        begun=made,
         config=config,
         federation=federation,
         algorithm=algorithm,
@@ -138,7 +182,6 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
         device=device,
         engine_name=choose_engine(config.engine.name, modules, device),
         kinds=kinds,
-        transfers=public_transfers(algorithm, at_cloud, federation),
     )
 
 
@@ -156,6 +199,33 @@ def _whole(x: Tensor, y: Tensor, device: torch.device) -> Batch:
     """All samples of the cloud as one batch."""
     live = torch.ones(len(x), dtype=torch.bool, device=device)
     return Batch(x.to(device), y.to(device), live, torch.zeros((), dtype=torch.int64))
+
+
+def _warm(
+    config: Config, algorithm: Algorithm, tasks: Sequence[Task], plan: Plan, more: Augmentation, tell: Tell | None
+) -> Params:
+    """The first model, trained on the samples of the cloud.
+
+    :raises InputError: devices have different models
+    """
+    settings = config.augment
+    if len(tasks) > 1:
+        raise InputError(
+            f"augment.warmup_epochs = {settings.warmup_epochs} trains one first model for all, but devices have "
+            f"{len(tasks)} different ones (model.kinds); set it to 0"
+        )
+    with on_threads(threads(config, [tasks[0].module])):
+        return warm(
+            tasks[0],
+            plan.x,
+            plan.y,
+            more.cloud,
+            epochs=settings.warmup_epochs,
+            lr=settings.warmup_lr or algorithm.lr,
+            batch=plan.batch,
+            seed=plan.seed,
+            tell=tell,
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -86,7 +86,7 @@ def test_ctrl_c(shell: Shell) -> None:
 
 
 def test_ctrl_c_before_anything_was_written(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pressed(config: object, *rest: object) -> None:
+    def pressed(config: object, *rest: object, **more: object) -> None:
         raise KeyboardInterrupt
 
     before = content(shell.folder)

@@ -48,7 +48,7 @@ def images() -> Federation:
 
 
 def read(path: Path, fed: Federation, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    train, public = public_samples(DataSettings(public_path=str(path), **settings), fed, 0)
+    train, public, _ = public_samples(DataSettings(public_path=str(path), **settings), fed, 0)
     assert train is fed.train
     assert public is not None
     return public
@@ -126,7 +126,7 @@ def test_one_source_of_public_samples(tmp_path: Path) -> None:
 
 def test_a_share_is_taken_out_of_the_training_rows() -> None:
     fed = federation()
-    train, public = public_samples(DataSettings(public=0.25), fed, 0)
+    train, public, _ = public_samples(DataSettings(public=0.25), fed, 0)
     assert public is not None
     kept, before = np.concatenate(train), np.concatenate(fed.train)
     given = np.setdiff1d(before, kept)

@@ -114,7 +114,7 @@ class Federation:
     :param x: [n, *shape] floating point, ready for a model
     :param y: [n] int64 labels, or [n] / [n, k] targets of a regression in the type of x
     :param classes: the names of the labels 0, 1, …; none: regression
-    :param train: rows per device, ascending; no row occurs twice anywhere
+    :param train: rows per device, ascending; no row occurs twice anywhere, but for those that the cloud shared
     :param val: rows per device; a device may have none
     :param test: rows per device; a device may have none
     :param devices: N names

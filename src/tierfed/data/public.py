@@ -19,8 +19,9 @@ SUFFIXES = {".npz": "npz", ".csv": "csv", ".parquet": "parquet"}
 
 def public_samples(
     settings: DataSettings, federation: Federation, seed: int
-) -> tuple[tuple[Ints, ...], tuple[Tensor, Tensor] | None]:
-    """(training rows that each device keeps, the public samples x [P, *shape] and y [P, ...] or None).
+) -> tuple[tuple[Ints, ...], tuple[Tensor, Tensor] | None, Ints | None]:
+    """(training rows that each device keeps, the public samples x [P, *shape] and y [P, ...] or None, their rows of
+    the pool [P] where they come from it).
 
     :raises InputError: both `public` and `public_path` are set; the file cannot be read, or holds other samples than
         the devices have
@@ -31,12 +32,12 @@ def public_samples(
                 f"data.public = {settings.public:g} and data.public_path = {settings.public_path!r} are two sources of "
                 "public samples; set one of them"
             )
-        return federation.train, _from_file(settings, federation)
+        return federation.train, _from_file(settings, federation), None
     if not settings.public:
-        return federation.train, None
+        return federation.train, None, None
     train, rows = share_with_cloud(federation.train, settings.public, seed)
     at = torch.from_numpy(rows)
-    return train, (federation.x[at], federation.y[at])
+    return train, (federation.x[at], federation.y[at]), rows
 
 
 def share_with_cloud(train: Sequence[Ints], share: float, seed: int) -> tuple[tuple[Ints, ...], Ints]:

@@ -5,7 +5,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tierfed.data.dataset import Federation, Part
+from tierfed.data.dataset import Federation, Ints, Part
 
 SHADES = " ░▒▓█"
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -14,12 +14,14 @@ MOST_CELLS = 62
 WIDE_LABELS = 20
 
 
-def heatmap(federation: Federation, rows: int = MOST_ROWS) -> Group:
+def heatmap(federation: Federation, rows: int = MOST_ROWS, own: Ints | None = None) -> Group:
     """A title and a table of devices: training samples per label as shades, sizes of the parts, natural team.
 
     The darkest shade is the largest number of training samples that any device has of any label; a blank is none. At
     most `rows` devices are shown, the first ones, with a line that counts the others. Where there are more than 62
     labels, neighbors share a cell.
+
+    :param own: [N] how many of the training samples were the device's own before augmentation; one more column
     """
     table = Table()
     table.add_column("device", no_wrap=True)
@@ -29,9 +31,11 @@ def heatmap(federation: Federation, rows: int = MOST_ROWS) -> Group:
     maps = shades(federation)
     if maps:
         table.add_column("labels", no_wrap=True)
-    for part in PARTS:
-        table.add_column(part, justify="right")
-    sizes = [federation.sizes(part).tolist() for part in PARTS]
+    columns: list[tuple[str, Ints]] = [] if own is None else [("own", own)]
+    columns += [(part, federation.sizes(part)) for part in PARTS]
+    for name, _ in columns:
+        table.add_column(name, justify="right")
+    sizes = [size.tolist() for _, size in columns]
     for i, device in enumerate(federation.devices[:rows]):
         cells = [device]
         if federation.natural is not None:
