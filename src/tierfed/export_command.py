@@ -33,8 +33,9 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Write a device's model to a file: ONNX or safetensors, pruned or in 8 bits, checked on its test data."""
-    err = Console(stderr=True)
-    with _telling(err, quiet=as_json) as watch:
+    # a pipe has no width: lines are as long as they need to be
+    out, err = Console(width=None if sys.stdout.isatty() else 1000), Console(stderr=True)
+    with _telling(out, quiet=as_json) as watch:
         done = export_model(
             folder,
             device,
@@ -49,7 +50,6 @@ def export(
     if as_json:
         typer.echo(json.dumps({**asdict(done), "file": str(done.file)}, indent=2))
         return
-    out = Console(width=None if sys.stdout.isatty() else 1000)
     out.print(table(done))
     for text in done.warnings:
         err.print(f"warning: {text}", markup=False, soft_wrap=True, highlight=False)
@@ -84,7 +84,7 @@ def _telling(console: Console, quiet: bool) -> Iterator[Told | None]:
     if quiet:
         yield None
     elif console.is_terminal:
-        with console.status("") as status:
+        with console.status("reading the run") as status:
             yield status.update
     else:
         yield lambda text: console.print(text, markup=False, soft_wrap=True, highlight=False)

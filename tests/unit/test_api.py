@@ -45,8 +45,8 @@ SMALL: dict[str, Any] = {"run": {"rounds": 2, "threads": 1}, "data": {"batch": 4
 def test_exports() -> None:
     assert tierfed.__all__ == [
         "Algorithm", "Average", "Batch", "Config", "Data", "Dataset", "Federation", "Idle", "Info", "InputError",
-        "Progress", "Relay", "Result", "Task", "Tier", "__version__", "export", "from_table", "load_config", "load_model",
-        "open_run", "resume", "run",
+        "Progress", "Relay", "Result", "Task", "Tier", "__version__", "export", "from_table", "load_config",
+        "load_model", "open_run", "resume", "run",
     ]  # fmt: skip
     assert all(hasattr(tierfed, name) for name in tierfed.__all__)
 

@@ -91,7 +91,6 @@ def export(
     if format == "onnx":
         onnx.require_packages()
     told = watch or (lambda text: None)
-    told("reading the run")
     with _opened(run, data, module) as result:
         source = _source(result, device, model, prune)
         variants, content = _stages(source, format, prune, tune_epochs, int8, told)
@@ -227,9 +226,7 @@ def _opened(run: Path | str | Result, data: Any, module: nn.Module | None) -> It
     folder = Path(run)
     if (folder / "grid.json").exists():
         runs = sorted(p.name for p in folder.iterdir() if (p / "config.toml").exists())
-        raise InputError(
-            f"{folder} holds several runs; give the folder of one of them: {', '.join(runs) or 'none yet'}"
-        )
+        raise InputError(f"{folder} holds several runs; give the folder of one: {', '.join(runs) or 'none yet'}")
     with open_run(folder, data=data, module=module) as result:
         _finished(result)
         yield result

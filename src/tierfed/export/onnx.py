@@ -110,7 +110,7 @@ def to_bytes(module: nn.Module, card: ModelCard) -> bytes:
             onnx.checker.check_model(proto)
     except Exception as err:  # whatever the tracer, the converter or the user's own code raises
         raise InputError(
-            f"the model {card.model} cannot be expressed as ONNX: {_reason(err)}; use layers and tensor operations that "
+            f"the model {card.model} cannot be expressed as ONNX: {reason(err)}; use layers and operations that "
             "torch.onnx.export knows, without Python control flow on values and for any batch size, or the format "
             "safetensors"
         ) from None
@@ -127,7 +127,7 @@ def _strip(proto: Any) -> None:
         part.doc_string = ""
 
 
-def _reason(err: BaseException) -> str:
+def reason(err: BaseException) -> str:
     """The first line of what went wrong first."""
     while err.__cause__ is not None:
         err = err.__cause__

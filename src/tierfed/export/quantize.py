@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tierfed.errors import InputError
-from tierfed.export.onnx import INPUT, quiet
+from tierfed.export.onnx import INPUT, quiet, reason
 
 MOST_SAMPLES = 1024  # that the ranges of activations are measured on
 _ROWS_AT_ONCE = 64
@@ -34,23 +34,26 @@ def quantized(content: bytes, raw: Tensor) -> bytes:
     """The same graph with 8-bit weights, one scale per channel, and 8-bit activations (QDQ format).
 
     :param raw: what the ranges of activations are measured on, raw samples [n, *shape]; the first 1024
-    :raises InputError: there is nothing to quantize
+    :raises InputError: there is nothing to quantize, or ONNX Runtime cannot
     """
     import onnx  # noqa: PLC0415
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder, quiet():
         file = Path(folder) / "int8.onnx"
-        quantize_static(
-            onnx.load_from_string(content),
-            file,
-            _Samples(raw),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_LAYERS),
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-        )
+        try:
+            quantize_static(
+                onnx.load_from_string(content),
+                file,
+                _Samples(raw),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(_LAYERS),
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+            )
+        except Exception as err:  # whatever the quantizer raises for a graph that it does not know
+            raise InputError(f"ONNX Runtime cannot quantize the model: {reason(err)}; leave int8 out") from None
         out = file.read_bytes()
     if not any(t.data_type == onnx.TensorProto.INT8 and t.dims for t in onnx.load_from_string(out).graph.initializer):
         raise InputError("the model has no convolution or linear layer whose weights int8 could hold; leave int8 out")
