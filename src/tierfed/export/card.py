@@ -20,14 +20,17 @@ class ModelCard:
     :param shape: of one sample
     :param outputs: numbers per sample
     :param classes: the names of the labels 0, 1, …; none: regression
-    :param dtype: of the parameters
+    :param dtype: of what the model computes in
     :param raw_dtype: of the samples as the source gives them: "uint8" or "float32"
     :param divisor: with mean and std [C] (none: not standardized) what makes an input: (raw / divisor - mean) / std
     :param device: whose model it is
     :param kind: personal, personal_post, team or global
+    :param data: name of the data set
+    :param algorithm: that trained it
     :param run: name of the run folder; empty: it had none
     :param round: of the cloud
     :param sparsity: share of the weights that was pruned; none: not pruned
+    :param int8: whether the file holds 8-bit weights
     :param tierfed: the version that wrote the file
     """
 
@@ -48,6 +51,7 @@ class ModelCard:
     run: str
     round: int
     sparsity: float | None
+    int8: bool
     tierfed: str
 
     @property

@@ -86,17 +86,21 @@ def refuse_other_predictions(variant: Variant, samples: int) -> None:
         )
 
 
-def losses(variants: tuple[Variant, ...], kind: Kind) -> tuple[str, ...]:
+def losses(variants: tuple[Variant, ...], kind: Kind, samples: int) -> tuple[str, ...]:
     """What pruning and quantization cost, each against the stage before it, where it is worth a warning."""
     floats = [v for v in variants if v.name != "int8"]
     pairs = [(floats[0], floats[-1]), *([(floats[-1], variants[-1])] if len(variants) > len(floats) else [])]
     out = []
+
+    def change(before: Variant, after: Variant, form: str) -> str:
+        return f"{before.score:{form}} -> {after.score:{form}} on {samples} test samples"
+
     for before, after in pairs:
         what = "pruning" if after.name != "int8" else "int8"
         if kind == "classification" and before.score - after.score > _LOSS:
             points = 100 * (before.score - after.score)
-            out.append(f"{what} costs {points:.1f} points of accuracy ({before.score:.1%} -> {after.score:.1%})")
+            out.append(f"{what} costs {points:.1f} points of accuracy ({change(before, after, '.1%')})")
         elif kind == "regression" and after.score > (1 + _LOSS) * before.score:
             more = after.score / max(before.score, 1e-12) - 1
-            out.append(f"{what} makes the error larger by {more:.1%} ({before.score:.4g} -> {after.score:.4g})")
+            out.append(f"{what} makes the error larger by {more:.1%} ({change(before, after, '.4g')})")
     return tuple(out)

@@ -92,7 +92,7 @@ def export(
         onnx.require_packages()
     told = watch or (lambda text: None)
     with _opened(run, data, module) as result:
-        source = _source(result, device, model, prune)
+        source = _source(result, device, model, format, prune, int8)
         variants, content = _stages(source, format, prune, tune_epochs, int8, told)
         kind = kind_of(result.world)
     told(f"writing {path}")
@@ -108,7 +108,7 @@ def export(
         variants=variants,
         metric=main_metric(kind),
         samples=len(source.test),
-        warnings=losses(variants, kind),
+        warnings=losses(variants, kind, len(source.test)),
     )
 
 
@@ -144,10 +144,12 @@ def _stages(
         masks = keep_largest(task.module, source.params, prune)
         made["pruned"] = masked(source.params, masks)
         if tune_epochs:
-            told(f"fine-tuning what is left of it, {tune_epochs} passes")
-            visits = Algorithm(epochs=tune_epochs)
-            lessons = world.plan.one(i, visits, result.engine.round, 0)
-            made["tuned"] = tuned(task, made["pruned"], masks, lessons, world.algorithm.lr)
+            lessons = world.plan.one(i, Algorithm(epochs=tune_epochs), result.engine.round, 0)
+            made["tuned"] = made["pruned"]
+            for e in range(tune_epochs):
+                told(f"fine-tuning what is left of it, pass {e + 1} of {tune_epochs}")
+                once = lessons.passes(e, e + 1)
+                made["tuned"] = tuned(task, made["tuned"], masks, once, world.algorithm.lr)
     x, y = world.federation.x[source.test], world.federation.y[source.test]
     raw, kind, variants = source.raw(source.test), kind_of(world), []
     for name, params in made.items():
@@ -242,7 +244,7 @@ def _finished(result: Result) -> None:
         )
 
 
-def _source(result: Result, device: str, model: str, prune: float | None) -> _Source:
+def _source(result: Result, device: str, model: str, format: str, prune: float | None, int8: bool) -> _Source:
     """:raises InputError: no such device, it has no test data, or no such model"""
     federation = result.world.federation
     if device not in federation.devices:
@@ -257,7 +259,7 @@ def _source(result: Result, device: str, model: str, prune: float | None) -> _So
         result=result,
         index=i,
         params=_params(result, i, model),
-        card=_card(result, i, model, prune),
+        card=_card(result, i, model, format, prune, int8),
         test=torch.from_numpy(federation.test[i]),
     )
 
@@ -278,7 +280,7 @@ def _params(result: Result, i: int, model: str) -> Params:
     return params
 
 
-def _card(result: Result, i: int, model: str, prune: float | None) -> ModelCard:
+def _card(result: Result, i: int, model: str, format: str, prune: float | None, int8: bool) -> ModelCard:
     from tierfed import __version__  # noqa: PLC0415
 
     world, scaling = result.world, result.world.federation.scaling
@@ -290,7 +292,7 @@ def _card(result: Result, i: int, model: str, prune: float | None) -> ModelCard:
         shape=tuple(world.federation.shape),
         outputs=_outputs_of(world.federation),
         classes=world.federation.classes,
-        dtype=world.config.run.dtype,
+        dtype="float32" if format == "onnx" else world.config.run.dtype,
         raw_dtype="uint8" if scaling.divisor != 1 else "float32",
         divisor=scaling.divisor,
         mean=None if scaling.mean is None else tuple(scaling.mean.flatten().tolist()),
@@ -302,6 +304,7 @@ def _card(result: Result, i: int, model: str, prune: float | None) -> ModelCard:
         run="" if result.folder is None else result.folder.name,
         round=result.engine.round,
         sparsity=prune,
+        int8=int8,
         tierfed=__version__,
     )
 
