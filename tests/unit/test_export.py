@@ -256,10 +256,11 @@ def test_own_class(tmp_path: Path) -> None:
         assert torch.equal(loaded(x), run.global_model()(x))
 
 
-def test_what_onnx_cannot_express(tmp_path: Path) -> None:
+def test_what_onnx_cannot_express(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"Branches cannot be expressed as ONNX: .*control flow"):
         tierfed.export(own_run(Branches()), "d0", tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")  # the message says it all
 
 
 def test_a_file_that_predicts_otherwise_is_refused(tmp_path: Path) -> None:

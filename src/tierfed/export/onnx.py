@@ -1,11 +1,12 @@
 """Models as ONNX: raw samples in; logits, probabilities and label out. Written and run by the extra `export`."""
 
 import importlib
+import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,13 @@ def require_packages() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Exporter and quantizer warn of what is no concern of the user's: their own deprecations, missing torchvision."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+    """Exporter and quantizer tell what is no concern of the user's: their own deprecations, a missing torchvision,
+    whole graphs when one fails. What they raise is not touched.
+    """
+    before, sink = logging.root.manager.disable, io.StringIO()
+    logging.disable(max(before, logging.ERROR))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
             warnings.simplefilter("ignore")
             yield
     finally:
