@@ -12,6 +12,7 @@ from tierfed.algorithm import Algorithm, Average, Batch, Data, Info, Relay, Tier
 from tierfed.config import Config, load_config
 from tierfed.data import Dataset, Federation
 from tierfed.errors import InputError
+from tierfed.export import export, load_model
 from tierfed.frames import from_table
 from tierfed.loop import Progress, Result, open_run
 from tierfed.pipeline import personalize, resume, run
@@ -40,8 +41,10 @@ __all__ = [
     "Task",
     "Tier",
     "__version__",
+    "export",
     "from_table",
     "load_config",
+    "load_model",
     "open_run",
     "personalize",
     "resume",

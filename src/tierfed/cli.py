@@ -23,6 +23,7 @@ from tierfed.catalog import catalog
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
 from tierfed.errors import InputError, nearest
+from tierfed.export_command import export
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
 from tierfed.loop import default_folder, refuse_existing
 from tierfed.options import load, numbers
@@ -242,6 +243,9 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
         for s in DATASETS.values()
     ]
     listing("Data sets", rows, as_json)
+
+
+app.command()(export)
 
 
 @app.command("reproduce")

@@ -151,10 +151,13 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
     """
     path = Path(path)
     config = begun(path, data, module)
+    none = InputError(f"the run in {path} has no committed round; go on with it: `tierfed resume {path}`")
+    if not (path / "state" / "data.mdb").is_file():
+        raise none
     store = DiskStore(path / "state")
     try:
         if not store.meta:
-            raise InputError(f"the run in {path} has no committed round; go on with it: `tierfed resume {path}`")
+            raise none
         _check_config(store, path, config)
         world = prepare(
             config,

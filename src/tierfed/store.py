@@ -93,7 +93,7 @@ class DiskStore:
         self.path, self._device, self._limit = path, device, cache_bytes
         self._staged: dict[Key, Tree | None] = {}
         self._cache: OrderedDict[Key, Tree] = OrderedDict()
-        self._cached_bytes = 0
+        self._cached_bytes, self._closed = 0, False
         with _explained(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(path)
@@ -118,6 +118,8 @@ class DiskStore:
         return env
 
     def close(self) -> None:
+        """Lets others at the folder. What was committed can still be read, as long as nobody goes on with the run."""
+        self._closed = True
         self._env.close()
         self._lock.close()
 
@@ -148,8 +150,14 @@ class DiskStore:
             )
 
     def _read(self, key: bytes) -> bytes | None:
-        with self._env.begin() as txn:
-            value = txn.get(key)
+        if self._closed:
+            with lmdb.open(str(self.path), readonly=True, lock=False) as env, env.begin() as txn:
+                value, meta = txn.get(key), txn.get(b"meta")
+            if json.loads(_checked(self.path, b"meta", meta or b"")) != self.meta:
+                raise InputError(f"the run in {self.path.parent} went on since; open it again with tierfed.open_run")
+        else:
+            with self._env.begin() as txn:
+                value = txn.get(key)
         return None if value is None else _checked(self.path, key, value)
 
     def get(self, table: str, ident: int) -> Tree | None:

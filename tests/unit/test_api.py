@@ -45,8 +45,8 @@ SMALL: dict[str, Any] = {"run": {"rounds": 2, "threads": 1}, "data": {"batch": 4
 def test_exports() -> None:
     assert tierfed.__all__ == [
         "Algorithm", "Average", "Batch", "Config", "Data", "Dataset", "Federation", "Idle", "Info", "InputError",
-        "Progress", "Relay", "Result", "Task", "Tier", "__version__", "from_table", "load_config", "open_run",
-        "personalize", "resume", "run",
+        "Progress", "Relay", "Result", "Task", "Tier", "__version__", "export", "from_table", "load_config",
+        "load_model", "open_run", "personalize", "resume", "run",
     ]  # fmt: skip
     assert all(hasattr(tierfed, name) for name in tierfed.__all__)
 
@@ -55,7 +55,8 @@ def test_import_is_light() -> None:
     """Beyond PyTorch nothing that takes long: charts, clustering and data frames wait until they are needed."""
     code = (
         "import sys, tierfed; "
-        "print(*sorted({'plotly', 'jinja2', 'sklearn', 'scipy', 'pandas', 'polars'} & set(sys.modules)))"
+        "heavy = {'plotly', 'jinja2', 'sklearn', 'scipy', 'pandas', 'polars', 'onnx', 'onnxruntime', 'onnxscript'}; "
+        "print(*sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == ""

@@ -106,6 +106,13 @@ class Scaling:
         x = x.double() if self.divisor == 1 else x.double() / self.divisor
         return ((x - self.mean) / self.std).to(dtype)
 
+    def raw(self, x: Tensor) -> Tensor:
+        """The samples that x [n, *shape] was made of: bytes (uint8) exactly, other numbers (float32) up to rounding."""
+        x = x.double()
+        if self.mean is not None and self.std is not None:
+            x = x * self.std + self.mean
+        return x.float() if self.divisor == 1 else (x * self.divisor).round().to(torch.uint8)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Federation:
