@@ -126,8 +126,8 @@ def sections(path: str, cls: type) -> list[str]:
 
 def tables_of(hint: Any) -> type | None:
     """The settings class of a list of tables."""
-    first = next(iter(typing.get_args(hint)), None)
-    return first if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(first) else None
+    inside = [t for part in typing.get_args(hint) for t in typing.get_args(part)]
+    return next((t for t in inside if isinstance(t, type) and dataclasses.is_dataclass(t)), None)
 
 
 def algorithms() -> list[str]:
@@ -194,10 +194,10 @@ def values_of(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(values_of(a) for a in args if a is not type(None)))
     if origin is tuple:
-        return "list of tables" if tables_of(hint) else f"list of {values_of(args[0])}"
+        return f"list of {values_of(args[0])}"
     if origin is dict:
         return "table"
-    return {int: "whole number", float: "number", str: "text", bool: "true, false"}[hint]
+    return {int: "whole number", float: "number", str: "text", bool: "true, false"}.get(hint, "tables")
 
 
 def bound(limit: Any) -> str:

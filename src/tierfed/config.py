@@ -72,7 +72,7 @@ class ModelSettings:
     weight_decay: NonNegative = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the network."""
-    kinds: tuple[KindSettings, ...] = ()
+    kinds: tuple[KindSettings, ...] | None = None
     """Tables [[model.kinds]] in the place of name and options: different networks for different devices."""
 
 

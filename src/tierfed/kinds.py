@@ -55,7 +55,7 @@ def about(settings: ModelSettings, kind: int) -> Iterator[None]:
 
 def labels(settings: ModelSettings) -> tuple[str, ...]:
     """What the kinds are called: by the name of their network, with a number where several have it."""
-    names = [kind.name for kind in settings.kinds]
+    names = [kind.name for kind in settings.kinds or ()]
     return tuple(
         name if names.count(name) == 1 else f"{name} {names[: k + 1].count(name)}" for k, name in enumerate(names)
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -66,11 +66,18 @@ def _place(cls: Any, loc: tuple[Any, ...]) -> tuple[tuple[str, ...], Any]:
         if name.isdigit():  # the place of a table in a list of tables
             continue
         hint = typing.get_type_hints(cls).get(name)
-        inner = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
+        inner = next(filter(dataclasses.is_dataclass, _types(hint)), None)
         if inner is None:
             break
         cls = inner
     return tuple(path), cls
+
+
+def _types(hint: Any) -> Iterator[Any]:
+    """A type and all types that it is made of."""
+    yield hint
+    for part_ in typing.get_args(hint):
+        yield from _types(part_)
 
 
 def _value(got: Any, path: tuple[str, ...], where: str) -> str:
