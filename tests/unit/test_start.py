@@ -117,7 +117,8 @@ def test_teams_go_on_where_the_tree_is_the_same() -> None:
     [
         ("fedper", {"of": "global"}, "fedper has no complete global model"),
         ("fedavg", {"start": {"run": "it", "round": 1}}, "start.round = 1, but the run in None is at round 2"),
-        ("fedavg", {"data": {"devices": 4, "batch": 10}}, "5 devices, which are not the 4 of this one"),
+        ("fedavg", {"data": {"devices": 4, "batch": 10}}, "the 4 devices of this run have other data than the 5"),
+        ("fedavg", {"data": {"devices": 5, "batch": 10, "split": {"test": 0.4}}}, "have other data"),
         ("fedavg", {"model": {"name": "mlp", "options": {"hidden": [7]}}}, "another model"),
     ],
 )
