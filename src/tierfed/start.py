@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tierfed.algorithm import Tier
+from tierfed.data import Federation
+from tierfed.data.dataset import Part
 from tierfed.engine import Engine
 from tierfed.engine.evaluate import message_bytes, models
 from tierfed.engine.node import weighted_mean
@@ -14,6 +16,8 @@ from tierfed.result import Result
 from tierfed.setup import World
 from tierfed.transfers import Transfer
 from tierfed.tree import Params, nbytes, take
+
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,14 +80,20 @@ def _check(before: Result, world: World) -> None:
         raise InputError(
             f"start.round = {asked.round}, but the run in {before.folder} is at round {at}; take that, or leave it out"
         )
-    if before.world.federation.devices != world.federation.devices:
+    first, second = before.world.federation, world.federation
+    if first.devices != second.devices or not all(_same_rows(first, second, part) for part in PARTS):
         raise InputError(
-            f"the run in {before.folder} has {len(before.world.federation)} devices, which are not the "
-            f"{len(world.federation)} of this one; give both the same data and the same seed"
+            f"the {len(second)} devices of this run have other data than the {len(first)} of the run in "
+            f"{before.folder}; give both the same [data] and run.seed (else a model would be tested on what it "
+            "was trained with)"
         )
     here, there = world.task.init(), before.world.task.init()
     if {k: v.shape for k, v in here.items()} != {k: v.shape for k, v in there.items()}:
         raise InputError(f"the run in {before.folder} has another model than this one; give both the same [model]")
+
+
+def _same_rows(a: Federation, b: Federation, part: Part) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a.part(part), b.part(part), strict=True))
 
 
 def _mean(own: Sequence[Params], world: World, keys: Sequence[str]) -> Params:

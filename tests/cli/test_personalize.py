@@ -245,7 +245,9 @@ class TestBadCommands:
         assert "r/personalized exists; `tierfed resume r/personalized`" in done.bad("personalize", "r", "-m", "ditto")
 
     def test_a_grid(self, shell: Shell) -> None:
-        shell.good("run", "toy.toml", "--seeds", "0,1", "--rounds", "1", "--out", "g", "--no-report")
+        shell.good(
+            "run", "toy.toml", "--seeds", "0,1", "--rounds", "1", "--out", "g", "--no-report", "--set", "run.jobs=1"
+        )
         assert "g is a grid" in shell.bad("personalize", "g", "-m", "ftl")
 
     def test_more_rounds_of_a_training_that_is_personalized(self, staged: Shell) -> None:

@@ -13,6 +13,7 @@ from tierfed.algorithms.finetune import FineTune
 from tierfed.engine.evaluate import models
 from tierfed.tree import Params
 
+STATISTICS = ("1.running_mean", "1.running_var")
 kinds = pytest.mark.parametrize("kind", ENGINES)
 
 
@@ -69,6 +70,12 @@ def test_the_same_learning_rate_by_default() -> None:
         ({"tune": "head"}, {"3.weight", "3.bias"}),
         ({"tune": "head", "depth": 2}, {"3.weight", "3.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"}),
         ({"tune": "bias"}, {"0.bias", "1.bias", "3.bias", "1.running_mean", "1.running_var"}),
+        ({"tune": "adaptors", "depth": 1}, {"3.bias"}),
+        (
+            {"tune": "adaptors", "depth": 2},
+            {"3.bias", "1.weight", "1.bias", *STATISTICS},
+        ),
+        ({"tune": "match", "match": "*.weight"}, {"0.weight", "1.weight", "3.weight", *STATISTICS}),
         ({"tune": "all"}, set(toy_task().keys)),
     ],
 )

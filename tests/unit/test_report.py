@@ -16,6 +16,7 @@ from tierfed.metrics import Row, to_table
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.grid import GridFolder
 from tierfed.report.load import DEVICES, RunFolder
+from tierfed.report.stages import before_and_after
 from tierfed.report.words import amount, capped, duration, score
 
 # of each algorithm: where its global and personal accuracy end
@@ -397,3 +398,24 @@ def test_words():
     thinned = capped(("round",), [[str(i)] for i in range(1000)], 11)
     assert [row[0] for row in thinned.rows][::5] == ["0", "500", "999"]
     assert "11 of 1000" in thinned.note
+
+
+def test_a_second_stage_by_hand(tmp_path: Path) -> None:
+    """Before and after in the page, the table and the JSON; the changes are differences of the two summaries."""
+    run = write_run(tmp_path / "r", "fedavg")
+    write_run(run / "personalized", "ditto")
+    facts = summary(run)
+    later = facts["personalized"]
+    assert (later["algorithm"], later["folder"]) == ("ditto", str(run / "personalized"))
+    grid = before_and_after(RunFolder.read(run), RunFolder.read(run / "personalized"))
+    assert [row[0] for row in grid.rows] == ["global", "team", "personal, before training", "personal, after training"]
+    for key, row in zip(("global", "personal_post"), (grid.rows[0], grid.rows[3]), strict=True):
+        before, after = (f["models"][key] for f in (facts, later))
+        for name, cells in (("weighted", row[1:4]), ("worst", row[4:7])):
+            change = score(after[name] - before[name], "accuracy", signed=True)
+            assert cells == [score(before[name], "accuracy"), score(after[name], "accuracy"), change]
+    assert grid.rows[1][1:4] == ["–", score(later["models"]["team"]["weighted"], "accuracy"), "–"]
+    text = write_report(run).read_text()
+    assert 'href="personalized/report.html"' in text
+    assert (run / "personalized" / "report.html").exists()
+    assert "personalized" not in summary(run / "personalized")

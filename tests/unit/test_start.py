@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import tierfed
@@ -112,12 +113,35 @@ def test_teams_go_on_where_the_tree_is_the_same() -> None:
     assert start(before, "ftl", topology={"fogs": 0}).parents is None
 
 
+def test_teams_that_were_formed_are_not_formed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor when the second stage was stopped and goes on."""
+    monkeypatch.chdir(tmp_path)
+    formed = {**TOY, "topology": {"fogs": 2, "teams": "ifca", "formation_rounds": 2}}
+
+    def stop(progress: tierfed.Progress) -> None:
+        if progress.name == "a/personalized" and progress.round == 1:
+            raise KeyboardInterrupt
+
+    stage = {"personalize": {"mechanism": "permfl", "rounds": 2}}
+    assert tierfed.run({**formed, **stage, "run": {"rounds": 1, "out": "a"}}, watch=stop).interrupted
+    resumed = tierfed.resume("a").personalized
+    assert resumed is not None
+    assert {e["event"] for e in resumed.events} == {"start", "transfer", "resume", "done"}
+    first, second = (pq.read_table(f"a/{part}devices.parquet")["team"].to_pylist() for part in ("", "personalized/"))
+    assert first == second
+    with tierfed.open_run("a") as before:
+        parents = before.engine.topology.parents[-1].tolist()
+    assert resumed.engine.topology.parents[-1].tolist() == parents
+    assert resumed.world.topology.parents[-1].tolist() == parents
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
         ("fedper", {"of": "global"}, "fedper has no complete global model"),
         ("fedavg", {"start": {"run": "it", "round": 1}}, "start.round = 1, but the run in None is at round 2"),
-        ("fedavg", {"data": {"devices": 4, "batch": 10}}, "5 devices, which are not the 4 of this one"),
+        ("fedavg", {"data": {"devices": 4, "batch": 10}}, "the 4 devices of this run have other data than the 5"),
+        ("fedavg", {"data": {"devices": 5, "batch": 10, "split": {"test": 0.4}}}, "have other data"),
         ("fedavg", {"model": {"name": "mlp", "options": {"hidden": [7]}}}, "another model"),
     ],
 )
