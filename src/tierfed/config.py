@@ -13,6 +13,7 @@ from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
 from tierfed.errors import InputError, nearest
 from tierfed.faults import Faults
+from tierfed.offload import OffloadSettings
 from tierfed.settings import Count, Natural, NonNegative, build, table
 from tierfed.topology import TopologySettings
 
@@ -90,6 +91,7 @@ class Config:
     topology: TopologySettings = field(default_factory=TopologySettings)
     faults: Faults = field(default_factory=Faults)
     cost: CostSettings = field(default_factory=CostSettings)
+    offload: OffloadSettings = field(default_factory=OffloadSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     grid: GridSettings = field(default_factory=GridSettings)

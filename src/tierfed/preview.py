@@ -1,15 +1,18 @@
 """What a run would be, before it runs: tree, data, bytes per round, memory."""
 
+from dataclasses import replace
 from typing import Any
 
+from tierfed.config import EngineSettings
 from tierfed.engine import Engine
-from tierfed.engine.evaluate import message_to
 from tierfed.formation import forming, pending
+from tierfed.offload import BEST
+from tierfed.placement import Placement, bench, dry_visit, placements, size
 from tierfed.record import task_summary
-from tierfed.setup import World
+from tierfed.report.words import amount, duration
+from tierfed.setup import World, offloaded
 from tierfed.store import MemoryStore
-from tierfed.tree import Tree, nbytes, stack
-from tierfed.wire import payload_bytes
+from tierfed.tree import Tree, nbytes
 
 
 def preview(world: World) -> dict[str, Any]:
@@ -17,7 +20,7 @@ def preview(world: World) -> dict[str, Any]:
     engine = world.engine(MemoryStore())
     topology, config = world.topology, world.config
     devices, samples = world.federation.devices, world.plan.samples
-    sizes, state = _visit(world, engine)
+    sizes, state = _visit(engine)
     polled, private = _polled(engine), nbytes(state)
     return {
         "algorithm": str(config.algorithm.get("name")),
@@ -27,6 +30,7 @@ def preview(world: World) -> dict[str, Any]:
         **({"team_formation": _formation(world)} if pending(world) else {}),
         "model": task_summary(world.task),
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
+        **({} if world.placement is None else {"offload": world.placement}),
         "rounds": config.run.rounds,
         "device_visits_per_round": round(polled),
         "bytes_per_visit": sizes,
@@ -40,18 +44,48 @@ def _formation(world: World) -> dict[str, Any]:
     """How the teams will be formed before round 1."""
     there = forming(world)
     engine = there.engine(MemoryStore())
-    sizes, _ = _visit(there, engine)
+    sizes, _ = _visit(engine)
     rounds = world.config.topology.formation_rounds
     total = round(rounds * _polled(engine) * (sizes["down"] + sizes["up"]))
     return {"by": world.config.topology.teams, "rounds": rounds, "bytes": total}
 
 
-def _visit(world: World, engine: Engine) -> tuple[dict[str, int], Tree]:
-    """Bytes down and up, and the private state, of a visit of the first device on its first batch."""
-    message, data = message_to(engine, 0), world.plan.one(0, world.algorithm, 0, 0)
-    first = data._replace(rows=data.rows[:, :1], live=data.live[:, :1], seed=data.seed[:, :1])
-    up, state = world.algorithm.device(world.task, message, engine.own(0), first)
-    return {"down": int(payload_bytes(stack([message]), 1)[0]), "up": int(payload_bytes(stack([up]), 1)[0])}, state
+def _visit(engine: Engine) -> tuple[dict[str, int], Tree]:
+    """Bytes down and up on a device's own link, and the private state, of a visit of the first device on its first
+    batch, without what training exchanges.
+    """
+    message, reply, state = dry_visit(engine)
+    task, inside = engine.task(0), engine.topology.colocated[-1:] == (True,)
+    down, up = (0 if inside else size(task.crossing(m)) for m in (message, reply))
+    return {"down": down, "up": up}, state
+
+
+def placement_rows(world: World) -> list[Placement]:
+    """What no offloading, every cut and a trusted edge need; see `tierfed.placement.placements`.
+
+    :raises InputError: the model cannot be cut, or the algorithm goes with no offloading
+    """
+    config = world.config
+    asked = replace(config, engine=EngineSettings(), offload=replace(config.offload, mode="split", cut=BEST))
+    whole = replace(world, config=asked, edge=None)
+    offloaded(whole)  # whatever does not go with a cut is said now
+    return placements(bench(whole.engine(MemoryStore()), world.clock, config.run.rounds), config.offload)
+
+
+def readable(rows: list[Placement]) -> list[dict[str, str]]:
+    """The same for a table."""
+    return [
+        {
+            "placement": row.placement + (" (recommended cut)" if row.recommended else ""),
+            "floats at the cut": f"{row.floats:,}" if row.cut else "",
+            "up": amount(row.up_bytes, "B"),
+            "down": amount(row.down_bytes, "B"),
+            "time": duration(row.seconds),
+            "energy": amount(row.joules, "J"),
+            "on the device": f"{row.device_share:.1%}",
+        }
+        for row in rows
+    ]
 
 
 def _polled(engine: Engine) -> float:

@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.store import DiskStore, MemoryStore, disk_error
 from tierfed.ties import TieRecord
-from tierfed.transfers import Transfer, bursts
+from tierfed.transfers import Transfer, bursts, roads
 
 _EXPORT_SECONDS = 10.0
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
@@ -89,10 +89,9 @@ class Session:
             self._count(formation.cost)
             rows += cost_rows(self.world, 0, formation.cost, self.clock_seconds, links=("cloud-device",))
             happened.append(event(self.world, formation))
-        for transfer in self.world.transfers:
-            cost = self._moved(transfer)
-            rows += cost_rows(self.world, 0, cost, self.clock_seconds)
-            happened.append(transfer_event(transfer, cost))
+        if self.world.placement is not None:
+            happened.append({"round": 0, "event": "offload", **self.world.placement})
+        self._send(self.world.transfers, 0, rows, happened)
         rows = summed(rows)
         rows += score_rows(self.world, 0, evaluate(self.world, self.engine, self.world.config.eval.post), self.baseline)
         happened += self.ties.measure(self.world, self.engine, 0)
@@ -102,9 +101,18 @@ class Session:
         self.world = with_teams(self.world, teams)
         self.constant["formed"] = teams
 
+    def _send(
+        self, transfers: Sequence[Transfer], number: int, rows: list[Row], happened: list[dict[str, Any]]
+    ) -> None:
+        """Counts and logs what crosses the links once."""
+        for transfer in transfers:
+            cost = self._moved(transfer)
+            rows += cost_rows(self.world, number, cost, self.clock_seconds)
+            happened.append(transfer_event(transfer, cost, number))
+
     def _moved(self, transfer: Transfer) -> RoundCost:
         """The cost of what crosses the links once."""
-        topology = self.engine.topology
+        topology = roads(transfer, self.engine.topology)
         cost = self.world.clock.price(topology, [1] * topology.depth, bursts(transfer, topology), [])
         self._count(cost)
         return cost
@@ -126,11 +134,13 @@ class Session:
             log.chains,
         )
         self._count(cost)
-        rows = cost_rows(self.world, number, cost, self.clock_seconds)
-        rows += trace_rows(self.world, self.engine, number, log)
-        happened = events(self.world, number, log)
+        rows, happened = cost_rows(self.world, number, cost, self.clock_seconds), events(self.world, number, log)
         stopped = self.engine.stopped()
         last = bool(stopped) or number >= config.run.rounds
+        if last:
+            self._send(self.world.at_end, number, rows, happened)
+            rows = summed(rows)
+        rows += trace_rows(self.world, self.engine, number, log)
         evaluated = last or number % config.eval.every == 0
         if evaluated:
             rows += score_rows(self.world, number, evaluate(self.world, self.engine, config.eval.post), self.baseline)

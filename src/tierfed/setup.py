@@ -1,7 +1,7 @@
 """From a config to everything that a run needs, checked before anything is written."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,13 +13,24 @@ from tierfed.algorithms import make
 from tierfed.checks import check_memory, check_needs, check_participation
 from tierfed.clock import Clock
 from tierfed.config import Config
+from tierfed.cost import Edge
 from tierfed.data import Dataset, Federation, federate, load
 from tierfed.engine import ENGINES, Engine, Vectorized
 from tierfed.errors import InputError
 from tierfed.models import build_model, check_fit
+from tierfed.offload import BEST, SplitTask, layers_of
+from tierfed.placement import (
+    bench,
+    best_cut,
+    check_offload,
+    dry_visit,
+    measure_layers,
+    raw_bytes,
+    share_of_device,
+)
 from tierfed.plan import Plan
 from tierfed.rng import Purpose, generator
-from tierfed.store import Store
+from tierfed.store import MemoryStore, Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
 from tierfed.transfers import Transfer
@@ -45,6 +56,12 @@ class World:
     engine_name: str
     transfers: tuple[Transfer, ...] = ()
     """What crosses the links once, before round 1."""
+    at_end: tuple[Transfer, ...] = ()
+    """What crosses them once after the last round."""
+    edge: Edge | None = None
+    """Who computes what, where devices leave work to their edges."""
+    placement: dict[str, Any] | None = None
+    """The same for the log of the run."""
 
     def engine(self, store: Store) -> Engine:
         """An engine over a store."""
@@ -56,6 +73,7 @@ class World:
             store,
             faults=self.config.faults,
             clock=self.clock,
+            edge=self.edge,
         )
         if isinstance(engine, Vectorized):
             engine.chunk = self.config.engine.chunk or chunk_of(self.task, self.device)
@@ -118,7 +136,7 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
     shared, tiers = take(task.init(), algorithm.shared(task)), algorithm.tiers(task, topology.shape)
     check_memory(str(config.algorithm.get("name")), tiers, topology, shared)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
-    return World(
+    world = World(
         config=config,
         federation=federation,
         algorithm=algorithm,
@@ -129,6 +147,68 @@ def prepare(config: Config, data: Dataset | None = None, module: nn.Module | Non
         device=device,
         engine_name=choose_engine(config.engine.name, module, device),
     )
+    return world if config.offload.mode == "none" else offloaded(world)
+
+
+def offloaded(world: World) -> World:
+    """The same run with work of the devices left to their edges, as its config says.
+
+    :raises InputError: the algorithm, the model, the tree or the engine does not go with it
+    """
+    settings, name = world.config.offload, str(world.config.algorithm.get("name"))
+    if settings.mode == "split" and world.config.engine.name == "auto":
+        world = replace(world, engine_name="serial")
+    check_offload(name, settings, world.engine(MemoryStore()), world.engine_name, world.config.run.rounds)
+    return _trusting(world) if settings.mode == "edge" else _cut(world, name)
+
+
+def _trusting(world: World) -> World:
+    """Raw data go up, all training is at the edges, final models come down."""
+    topology, n, speed = world.topology, len(world.federation), world.config.offload.edge_speed
+    raw, none = raw_bytes(world.plan, world.algorithm, world.federation.bits_per_sample), np.zeros(n, np.int64)
+    model = np.full(n, nbytes(world.task.init()), np.int64)
+    up = Transfer(what="raw data", down_bytes=none, up_bytes=raw, end="parent", outside=True)
+    down = Transfer(what="final models", down_bytes=model, up_bytes=none, end="parent", outside=True)
+    return replace(
+        world,
+        topology=replace(topology, colocated=(*(topology.colocated or (False,) * topology.depth)[:-1], True)),
+        transfers=(*world.transfers, up),
+        at_end=(*world.at_end, down),
+        edge=Edge(shares=(0.0,), speed=speed),
+        placement={"mode": "edge", "device_share": 0.0, "edge_speed": speed},
+    )
+
+
+def _cut(world: World, name: str) -> World:
+    """Devices and edges train the model together."""
+    settings, task = world.config.offload, world.task
+    cut, auto = settings.cut, settings.cut == BEST and BEST not in layers_of(task.module)
+    if auto:
+        cut = best_cut(bench(world.engine(MemoryStore()), world.clock, world.config.run.rounds), settings)
+    task = SplitTask(task, cut, settings.tail)
+    layers = measure_layers(task, world.plan.x[torch.from_numpy(world.plan.train[0])])
+    for end in task.bounds[:-1]:
+        if not layers[end - 1].floats:
+            raise InputError(
+                f"the output of layer {layers[end - 1].name!r} is no tensor [batch, ...] of floats, so it cannot be "
+                f"sent; cut after one of {', '.join(layer.name for layer in layers[:-1] if layer.floats)}"
+            )
+    share = share_of_device(layers, task.bounds)
+    log = {"mode": "split", "cut": cut, **({"tail": settings.tail} if settings.tail else {})}
+    log |= {"chosen_by": settings.minimize} if auto else {}
+    world = replace(
+        world,
+        task=task,
+        edge=Edge(shares=(share,), speed=settings.edge_speed),
+        placement={**log, "device_share": share, "edge_speed": settings.edge_speed},
+    )
+    dry_visit(world.engine(MemoryStore()))
+    if not task.asked:
+        raise InputError(
+            f"offload.mode = 'split', but {name} trains without gradients of the model, which is all that an edge with "
+            "a part of it could compute; set offload.mode to 'edge' or 'none', or take another algorithm"
+        )
+    return world
 
 
 def choose_device(name: str) -> torch.device:

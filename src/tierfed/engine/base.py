@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierfed.algorithm import Algorithm, Tier
-from tierfed.cost import Burst, Visit
+from tierfed.cost import Burst, Edge, Offloaded, Visit
 from tierfed.engine.node import Walk
 from tierfed.errors import InputError
 from tierfed.faults import Faults
@@ -54,7 +54,8 @@ class Engine(ABC):
     """One algorithm over one tree. Subclasses add how a round is walked, and nothing that an algorithm could notice.
 
     :param tasks: one per architecture; `kinds[i]` says which one device i runs
-    :param transfer_seconds: (link level, bytes [n], devices [n]) -> seconds [n], for the straggler deadline
+    :param clock: for the straggler deadline, see `tierfed.clock.Clock.visit_seconds`
+    :param edge: what devices leave to their parents; none: nothing
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class Engine(ABC):
         faults: Faults | None = None,
         kinds: Ids | None = None,
         clock: Any = None,
+        edge: Edge | None = None,
     ) -> None:
         self.algorithm, self.tasks, self.plan, self.store = algorithm, tasks, plan, store
-        self.faults, self.kinds, self.clock = faults or Faults(), kinds, clock
+        self.faults, self.kinds, self.clock, self.edge = faults or Faults(), kinds, clock, edge
+        self.exchanged: dict[int, tuple[int, int]] = {}  # bytes down and up of visits that are not booked yet
         self.seed, self.round, self.log = topology.seed, 0, RoundLog()
         self._first = [t.init() for t in tasks]
         self._shared = take(self._first[0], algorithm.shared(tasks[0]))
@@ -225,6 +228,7 @@ class Engine(ABC):
         late: Flags,
         tick: int,
         walks: Sequence[Walk] = (),
+        near: tuple[Ids, Ids] | None = None,
     ) -> Flags:
         """Books what every link between `depth` and `to` carried, and says who is heard at the top [H].
 
@@ -232,6 +236,7 @@ class Engine(ABC):
         `answered`
         :param late: those that answered after the deadline
         :param walks: the paths of chains, places among `kids`
+        :param near: what the devices' own links carry of it, down and up; by default all
         """
         if walks:
             down, up = self._hand_on(depth, kids, down, up, walks, tick)
@@ -246,7 +251,8 @@ class Engine(ABC):
                 reached &= ~self.faults.silent(
                     self.seed, level, self.topology.ancestor(to, kids, level), self.round, tick
                 )
-            self._book(d, ids, np.where(reached, down, 0), np.where(sent, up, 0), common, tick)
+            moved = near if near is not None and d == self.depth - 1 else (down, up)
+            self._book(d, ids, np.where(reached, moved[0], 0), np.where(sent, moved[1], 0), common, tick)
             unique = np.unique(ids[sent])
             lost = unique[self.faults.lost(self.seed, d + 1, unique, self.round, tick)]
             if len(lost):
@@ -283,16 +289,24 @@ class Engine(ABC):
             return np.zeros(len(devices), bool)
         if self.tiers[level - 1].reduce == "chain":
             down, up = 0 * down, 0 * up
-        seen = [
-            self.plan.steps(int(i), self.algorithm) * self.plan.width(int(i)) * self.algorithm.passes for i in devices
-        ]
-        samples = np.rint(np.array(seen) * self.algorithm.gradients).astype(np.int64)
-        slow = self.faults.slow(self.seed, devices, self.round)
-        self.log.visits.append(Visit(tick=tick, devices=devices, samples=samples, slowdown=slow))
+        samples, slow = self.plan.work(devices, self.algorithm), self.faults.slow(self.seed, devices, self.round)
+        there = self._offloaded(devices)
+        self.log.visits.append(Visit(tick=tick, devices=devices, samples=samples, slowdown=slow, offloaded=there))
         if self.faults.deadline_seconds is None or self.clock is None:
             return np.zeros(len(devices), bool)
-        seconds: npt.NDArray[np.float64] = self.clock.visit_seconds(self.topology, devices, down, up, samples, slow)
+        visit = (self.topology, devices, down, up, samples, slow, *([] if there is None else [there]))
+        seconds: npt.NDArray[np.float64] = self.clock.visit_seconds(*visit)
         return seconds > self.faults.deadline_seconds
+
+    def _offloaded(self, devices: Ids) -> Offloaded | None:
+        """What edges did in visits that have just ended."""
+        if self.edge is None:
+            return None
+        kinds = np.zeros(len(devices), np.int64) if self.kinds is None else self.kinds[devices]
+        each = [self.exchanged.pop(int(i), (0, 0)) for i in devices]
+        down, up = np.array(each, np.int64).reshape(-1, 2).T
+        share = np.array(self.edge.shares)[kinds]
+        return Offloaded(share=share, speed=self.edge.speed, down_bytes=down, up_bytes=up)
 
     def with_owed(self, level: int, child: int, up: Tree, weight: float) -> Tree:
         """A reply with the increments that this child still owes; kept in units of weight, since the weight may have
