@@ -73,8 +73,8 @@ def bounds(layers: list[str], cut: str, tail: str = "") -> tuple[int, ...]:
 
     :raises InputError: no such layer, nothing for the edge, nothing for the tail, or a tail before the cut
     """
-    for key, name in (("cut", cut), ("tail", tail)):
-        if name not in (*layers, "" if key == "tail" else name and BEST):
+    for key, name in (("cut", cut), *([("tail", tail)] if tail else [])):
+        if name not in layers:
             raise InputError(
                 f"offload.{key} = {name!r}: the model has no such layer; {nearest(name, layers)} "
                 f"(in this order: {', '.join(layers)})"

@@ -173,6 +173,26 @@ def exchange_bytes(layers: Sequence[Layer], ends: Sequence[int], label_bytes: in
     return middle + h * front, h + middle * behind
 
 
+def exchanged_bytes(task: SplitTask, plan: Plan, algorithm: Algorithm) -> tuple[Ints, Ints]:
+    """What every device exchanges with its edge in a visit, down and up [N]: samples that gradients are computed on,
+    times what one costs. Losses that are only measured come on top.
+    """
+    layers = measure_layers(task, first_samples(plan))
+    down, up = exchange_bytes(layers, task.bounds, label_bytes(plan))
+    samples = plan.work(np.arange(len(plan.train)), algorithm)
+    return samples * down, samples * up
+
+
+def first_samples(plan: Plan) -> Tensor:
+    """Some samples of the first device."""
+    return plan.x[torch.from_numpy(plan.train[0][:_WIDTH]).to(plan.x.device)]
+
+
+def label_bytes(plan: Plan) -> int:
+    """Bytes of the label of a sample."""
+    return plan.y[0].numel() * plan.y.element_size()
+
+
 def can_cut(layers: Sequence[Layer], tail: str) -> list[str]:
     """The layers after which a model can be cut before its tail."""
     names = [layer.name for layer in layers]
@@ -191,11 +211,11 @@ def placements(on: Bench, settings: OffloadSettings) -> list[Placement]:
 
     :raises InputError: the model cannot be cut, or `settings.tail` is no layer behind any cut
     """
-    layers = measure_layers(on.task, on.plan.x[torch.from_numpy(on.plan.train[0][:_WIDTH])])
+    layers = measure_layers(on.task, first_samples(on.plan))
     tail, names = settings.tail, [layer.name for layer in layers]
     if tail:
         bounds(names, names[0], tail)
-    label, samples = on.plan.y[0].numel() * on.plan.y.element_size(), _work(on)
+    label, samples = label_bytes(on.plan), _work(on)
     none = np.zeros_like(samples)
     rows = [_placed(on, NOWHERE, "", size(on.message), size(on.reply), 1.0, settings, none, none)]
     for cut in can_cut(layers, tail):

@@ -6,8 +6,8 @@ from typing import Any
 from tierfed.config import EngineSettings
 from tierfed.engine import Engine
 from tierfed.formation import forming, pending
-from tierfed.offload import BEST
-from tierfed.placement import Placement, bench, dry_visit, placements, size
+from tierfed.offload import BEST, SplitTask
+from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements, size
 from tierfed.record import task_summary
 from tierfed.report.words import amount, duration
 from tierfed.setup import World, offloaded
@@ -21,7 +21,7 @@ def preview(world: World) -> dict[str, Any]:
     topology, config = world.topology, world.config
     devices, samples = world.federation.devices, world.plan.samples
     sizes, state = _visit(engine)
-    polled, private = _polled(engine), nbytes(state)
+    polled, private, exchanged = _polled(engine), nbytes(state), _exchanged(world)
     return {
         "algorithm": str(config.algorithm.get("name")),
         "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
@@ -34,7 +34,8 @@ def preview(world: World) -> dict[str, Any]:
         "rounds": config.run.rounds,
         "device_visits_per_round": round(polled),
         "bytes_per_visit": sizes,
-        "device_link_bytes_per_round": round(polled * (sizes["down"] + sizes["up"])),
+        **({"exchanged_bytes_per_visit": exchanged} if world.config.offload.mode == "split" else {}),
+        "device_link_bytes_per_round": round(polled * (sum(sizes.values()) + sum(exchanged.values()))),
         "private_bytes_per_device": private,
         "private_bytes_of_all_devices": private * len(devices),
     }
@@ -58,6 +59,14 @@ def _visit(engine: Engine) -> tuple[dict[str, int], Tree]:
     task, inside = engine.task(0), engine.topology.colocated[-1:] == (True,)
     down, up = (0 if inside else size(task.crossing(m)) for m in (message, reply))
     return {"down": down, "up": up}, state
+
+
+def _exchanged(world: World) -> dict[str, int]:
+    """Bytes down and up that the mean device exchanges with its edge while it trains."""
+    if not isinstance(world.task, SplitTask):
+        return {"down": 0, "up": 0}
+    down, up = exchanged_bytes(world.task, world.plan, world.algorithm)
+    return {"down": round(float(down.mean())), "up": round(float(up.mean()))}
 
 
 def placement_rows(world: World) -> list[Placement]:

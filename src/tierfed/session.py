@@ -33,7 +33,7 @@ from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.store import DiskStore, MemoryStore, disk_error
 from tierfed.ties import TieRecord
-from tierfed.transfers import Transfer, bursts, roads
+from tierfed.transfers import Transfer, awaited, bursts, roads
 
 _EXPORT_SECONDS = 10.0
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
@@ -113,7 +113,8 @@ class Session:
     def _moved(self, transfer: Transfer) -> RoundCost:
         """The cost of what crosses the links once."""
         topology = roads(transfer, self.engine.topology)
-        cost = self.world.clock.price(topology, [1] * topology.depth, bursts(transfer, topology), [])
+        moved = awaited(bursts(transfer, topology), topology)
+        cost = self.world.clock.price(topology, [1] * topology.depth, moved, [])
         self._count(cost)
         return cost
 
@@ -137,7 +138,7 @@ class Session:
         rows, happened = cost_rows(self.world, number, cost, self.clock_seconds), events(self.world, number, log)
         stopped = self.engine.stopped()
         last = bool(stopped) or number >= config.run.rounds
-        if last:
+        if last and self.world.at_end:
             self._send(self.world.at_end, number, rows, happened)
             rows = summed(rows)
         rows += trace_rows(self.world, self.engine, number, log)

@@ -24,6 +24,7 @@ from tierfed.placement import (
     best_cut,
     check_offload,
     dry_visit,
+    first_samples,
     measure_layers,
     raw_bytes,
     share_of_device,
@@ -186,7 +187,7 @@ def _cut(world: World, name: str) -> World:
     if auto:
         cut = best_cut(bench(world.engine(MemoryStore()), world.clock, world.config.run.rounds), settings)
     task = SplitTask(task, cut, settings.tail)
-    layers = measure_layers(task, world.plan.x[torch.from_numpy(world.plan.train[0])])
+    layers = measure_layers(task, first_samples(world.plan))
     for end in task.bounds[:-1]:
         if not layers[end - 1].floats:
             raise InputError(

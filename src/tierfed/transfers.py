@@ -59,3 +59,16 @@ def bursts(transfer: Transfer, topology: Topology) -> list[Burst]:
             )
         )
     return [b for b in out if len(b.kids)]
+
+
+def awaited(found: list[Burst], topology: Topology) -> list[Burst]:
+    """The same traffic with idle links up to the cloud, so that a clock sees who waits for it."""
+    out = list(found)
+    for depth in reversed(range(topology.depth - 1)):
+        busy = np.unique(np.concatenate([np.empty(0, np.int64), *(b.parents for b in out if b.depth == depth + 1)]))
+        known = np.concatenate([np.empty(0, np.int64), *(b.kids for b in out if b.depth == depth)])
+        idle = np.setdiff1d(busy, known)
+        none, parents = np.zeros(len(idle), np.int64), topology.parents[depth][idle]
+        if len(idle):
+            out.append(Burst(depth=depth, tick=0, parents=parents, kids=idle, down_bytes=none, up_bytes=none))
+    return out

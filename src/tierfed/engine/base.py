@@ -44,6 +44,10 @@ class RoundLog:
         for b in self.bursts:
             for way, size in (("down", b.down_bytes), ("up", b.up_bytes)):
                 out[b.depth, way] = out.get((b.depth, way), 0) + int(size.sum())
+        for v in (v.offloaded for v in self.visits if v.offloaded is not None):
+            depth = max(b.depth for b in self.bursts)  # the devices' own links
+            for way, size in (("down", v.down_bytes), ("up", v.up_bytes)):
+                out[depth, way] += int(size.sum())
         for c in self.chains:
             for way, total in zip(("down", "up"), c.peer_bytes, strict=True):
                 out[c.depth + 1, way] = out.get((c.depth + 1, way), 0) + total
