@@ -207,7 +207,8 @@ def raw_bytes(plan: Plan, algorithm: Algorithm, bits_per_sample: float) -> Ints:
 
 
 def placements(on: Bench, settings: OffloadSettings) -> list[Placement]:
-    """No offloading, every cut, trusted edge. What crosses the links once is spread over the rounds.
+    """No offloading, every cut, trusted edge. What crosses the links once is spread over the rounds. Recommended is the
+    cut with the least of `settings.minimize` among those whose front has something to train, if there are any.
 
     :raises InputError: the model cannot be cut, or `settings.tail` is no layer behind any cut
     """
@@ -225,10 +226,13 @@ def placements(on: Bench, settings: OffloadSettings) -> list[Placement]:
         share = share_of_device(layers, ends)
         row = _placed(on, f"cut after {cut}", cut, *parts, share, settings, samples * down, samples * up)
         rows.append(replace(row, floats=layers[ends[0] - 1].floats))
-    cuts = rows[1:]
+    learning = [
+        j for j, row in enumerate(rows) if row.cut and any(x.trainable for x in layers[: names.index(row.cut) + 1])
+    ]
+    cuts = learning or range(1, len(rows))  # a front that learns nothing sends the raw samples, again in every round
     if cuts:
-        best = min(range(len(cuts)), key=lambda j: (cuts[j].need(settings.minimize), cuts[j].seconds, j))
-        rows[1 + best] = replace(cuts[best], recommended=True)
+        best = min(cuts, key=lambda j: (rows[j].need(settings.minimize), rows[j].seconds, j))
+        rows[best] = replace(rows[best], recommended=True)
     return [*rows, _trusted(on, settings)]
 
 
