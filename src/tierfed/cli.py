@@ -174,14 +174,14 @@ def show(
     """What would run: tree, data per device, bytes, memory. Nothing is trained."""
     config = load(source, set_ or [], algorithm, seeds, data_dir, None)
     worlds = {name: prepare(c) for name, c in members(config, Path("runs")).items()}
-    if offload:
-        show_offload(worlds, as_json)
-        return
     first = next(iter(worlds.values()))
-    facts = {name: preview(world) for name, world in worlds.items()}
     if plot is not None:
         with on_disk(plot.parent):
             write_holdings(first.federation, plot)
+    if offload:
+        show_offload(worlds, as_json)
+        return
+    facts = {name: preview(world) for name, world in worlds.items()}
     if as_json:
         say({"runs": facts, **({} if plot is None else {"plot": str(plot)})})
         return

@@ -201,7 +201,7 @@ def _cut(world: World, name: str) -> World:
         world,
         task=task,
         edge=Edge(shares=(share,), speed=settings.edge_speed),
-        placement={**log, "device_share": share, "edge_speed": settings.edge_speed},
+        placement={**log, "device_share": round(share, 4), "edge_speed": settings.edge_speed},
     )
     dry_visit(world.engine(MemoryStore()))
     if not task.asked:
