@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -30,14 +30,14 @@ from tierfed.options import load, numbers
 from tierfed.pipeline import personalize as personalize_run
 from tierfed.pipeline import resume as resume_run
 from tierfed.pipeline import run as run_one
-from tierfed.preview import preview
+from tierfed.preview import placement_rows, preview, readable
 from tierfed.progress import watching
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.holdings import write_holdings
 from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, result_table, scale_text, write_page
 from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
-from tierfed.setup import prepare
+from tierfed.setup import World, prepare
 
 
 class Commands(TyperGroup):
@@ -202,16 +202,20 @@ def show(
     seeds: Seeds = None,
     data_dir: DataDir = None,
     plot: Annotated[Path | None, typer.Option(help="Also an HTML heat map of who holds what.")] = None,
+    offload: Annotated[bool, typer.Option("--offload", help="What every way to offload would need.")] = False,
     as_json: Json = False,
 ) -> None:
     """What would run: tree, data per device, bytes, memory. Nothing is trained."""
     config = load(source, set_ or [], algorithm, seeds, data_dir, None)
     worlds = {name: prepare(c, draft=True) for name, c in members(config, Path("runs")).items()}
     first = next(iter(worlds.values()))
-    facts = {name: preview(world) for name, world in worlds.items()}
     if plot is not None:
         with on_disk(plot.parent):
             write_holdings(first.federation, plot)
+    if offload:
+        show_offload(worlds, as_json)
+        return
+    facts = {name: preview(world) for name, world in worlds.items()}
     if as_json:
         say({"runs": facts, **({} if plot is None else {"plot": str(plot)})})
         return
@@ -220,6 +224,16 @@ def show(
         out.print(_facts(name, fact))
     if plot is not None:
         out.print(f"plot: {plot}", soft_wrap=True)
+
+
+def show_offload(worlds: dict[str, World], as_json: bool) -> None:
+    """Per round of the median device: no offloading, every cut, trusted edge."""
+    rows = {name: placement_rows(world) for name, world in worlds.items()}
+    if as_json:
+        say({"runs": {name: [asdict(row) for row in found] for name, found in rows.items()}})
+        return
+    for name, found in rows.items():
+        listing(f"{name}: per round of the median device", readable(found), False)
 
 
 @app.command()

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tierfed.cost import Burst, CostSettings, RoundCost, Visit, clock, cloud_transfer, compute, link_distances, transfer
+from tierfed.cost import (
+    Burst,
+    CostSettings,
+    Offloaded,
+    RoundCost,
+    Visit,
+    clock,
+    cloud_transfer,
+    computing,
+    link_distances,
+    transfer,
+)
 from tierfed.peers import Chain
 from tierfed.topology import Topology
 
@@ -48,13 +59,29 @@ class Clock:
         return clock(bursts, visits, *arguments, deadline_seconds=self.deadline_seconds, chains=chains)
 
     def visit_seconds(
-        self, topology: Topology, devices: Ints, down: Ints, up: Ints, samples: Ints, slow: Floats
+        self,
+        topology: Topology,
+        devices: Ints,
+        down: Ints,
+        up: Ints,
+        samples: Ints,
+        slow: Floats,
+        offloaded: Offloaded | None = None,
     ) -> Floats:
-        """How long the visits of devices take: download, computing, upload. Arrays [H]; bytes, samples, seconds."""
-        distances, bits = self.distances[-1], (8 * (down + up)).astype(np.float64)
+        """How long the visits of devices take: download, computing and what is exchanged meanwhile, upload. Arrays [H];
+        bytes, samples, seconds.
+        """
+        visit = Visit(tick=0, devices=devices, samples=samples, slowdown=slow, offloaded=offloaded)
+        own, _, at_edge = computing(visit, self.bits_per_sample, self.settings)
+        if offloaded is not None:
+            down, up = down + offloaded.down_bytes, up + offloaded.up_bytes
+        return self.moving(topology, devices, down + up)[0] + own + at_edge
+
+    def moving(self, topology: Topology, devices: Ints, size: Ints) -> tuple[Floats, Floats]:
+        """Seconds and the sender's joules of bytes on the links of devices. Arrays [H]"""
+        distances, bits = self.distances[-1], 8 * size.astype(np.float64)
+        if topology.colocated and topology.colocated[-1]:
+            return 0 * bits, 0 * bits
         if topology.depth == 1:
-            mean = np.full(len(devices), distances.mean())
-            moving = cloud_transfer(bits, mean, self.settings)[0]
-        else:
-            moving = transfer(bits, distances[devices], self.settings)[0]
-        return moving + slow * compute(self.bits_per_sample, samples.astype(np.float64), self.settings)[0]
+            return cloud_transfer(bits, np.full(len(devices), distances.mean()), self.settings)
+        return transfer(bits, distances[devices], self.settings)

@@ -14,6 +14,7 @@ from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
 from tierfed.errors import InputError, nearest
 from tierfed.faults import Faults
+from tierfed.offload import OffloadSettings
 from tierfed.settings import Count, Natural, NonNegative, build, table
 from tierfed.topology import TopologySettings
 
@@ -136,6 +137,7 @@ class Config:
     topology: TopologySettings = field(default_factory=TopologySettings)
     faults: Faults = field(default_factory=Faults)
     cost: CostSettings = field(default_factory=CostSettings)
+    offload: OffloadSettings = field(default_factory=OffloadSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     personalize: PersonalizeSettings = field(default_factory=PersonalizeSettings)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tierfed.peers import Chain
 from tierfed.settings import Positive
+from tierfed.ticks import Times, longest, lookup, sums
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -83,19 +84,49 @@ class Burst:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Edge:
+    """Who computes what, in all visits of a run.
+
+    :param shares: for each architecture: of the computing, that is still done on the device
+    :param speed: how many times as fast as a device an edge computes
+    """
+
+    shares: tuple[float, ...]
+    speed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offloaded:
+    """What the edges of devices have taken over in a visit.
+
+    :param share: [H] of the computing, that is still done on the device
+    :param speed: how many times as fast as a device an edge computes
+    :param down_bytes: [H] of what they exchanged meanwhile, on the device's link
+    :param up_bytes: [H] likewise
+    """
+
+    share: Floats
+    speed: float
+    down_bytes: Ints
+    up_bytes: Ints
+
+
+@dataclass(frozen=True, kw_only=True)
 class Visit:
     """The work of the devices that one tick of the lowest burst reached.
 
     :param tick: that of the burst
     :param devices: [H] their ids
     :param samples: [H] samples processed, all passes counted
-    :param slowdown: [H] factor on the computing time of this visit; none: 1
+    :param slowdown: [H] factor on the computing time of the devices in this visit; none: 1
+    :param offloaded: what was not done on the devices
     """
 
     tick: int
     devices: Ints
     samples: Ints
     slowdown: Floats | None = None
+    offloaded: Offloaded | None = None
 
     @property
     def factor(self) -> Floats:
@@ -115,6 +146,9 @@ class RoundCost:
     :param compute_seconds: sum over devices
     :param compute_joules: sum over devices
     :param round_seconds: time from the first download to the last upload, links and devices in parallel
+    :param offload_down_bytes: what devices and edges exchanged while they trained; part of the devices' level
+    :param offload_up_bytes: likewise
+    :param edge_seconds: computing of the edges, sum over devices; they are no devices and their energy is not counted
     """
 
     down_bytes: tuple[int, ...]
@@ -124,6 +158,9 @@ class RoundCost:
     compute_seconds: float
     compute_joules: float
     round_seconds: float
+    offload_down_bytes: int = 0
+    offload_up_bytes: int = 0
+    edge_seconds: float = 0.0
 
 
 def link_distances(seed: int, level: int, children: int) -> Floats:
@@ -184,6 +221,17 @@ def compute(bits_per_sample: float, samples: Floats, settings: CostSettings = EP
     return np.asarray(cycles / settings.cpu_hz), np.asarray(capacitance * cycles * settings.cpu_hz**2)
 
 
+def computing(visit: Visit, bits_per_sample: float, settings: CostSettings = EPFLU) -> tuple[Floats, Floats, Floats]:
+    """Seconds and joules of the devices of a visit, and seconds of their edges. each [H]"""
+    there, samples = visit.offloaded, visit.samples.astype(np.float64)
+    if there is None:
+        seconds, joules = compute(bits_per_sample, samples, settings)
+        return seconds * visit.factor, joules, np.zeros(len(samples))
+    seconds, joules = compute(bits_per_sample, samples * there.share, settings)
+    at_edge, _ = compute(bits_per_sample, samples * (1.0 - there.share), settings)
+    return seconds * visit.factor, joules, at_edge / there.speed
+
+
 def clock(
     bursts: Sequence[Burst],
     visits: Sequence[Visit],
@@ -208,7 +256,8 @@ def clock(
     Time. A burst of a node lasts max over its children of (download + child's own time + upload), children being
     served in parallel; a child's own time is the sum of the bursts that it ran in that tick, or the compute time of a
     device; the round lasts the sum of the cloud's bursts. A silent child delays its parent by its work, not by an
-    upload. A parent waits for a device until the deadline, not longer.
+    upload. A parent waits for a device until the deadline, not longer. Where an edge has taken work over, device, edge
+    and the messages between them, at the rate of the device's link, follow one another.
 
     Chains. Links between devices follow `transfer`. A device starts when the model has come to it along the path, and
     hands it on at once; the sum leaves it when the sum of its predecessor and its own training are there, but waits for
@@ -230,23 +279,32 @@ def clock(
     outside = sorted({b.depth for b in bursts} - set(range(depth_levels)))
     if outside:
         raise ValueError(f"got bursts at depths {outside}, wanted 0 to {depth_levels - 1}")
-    work = _columns([v.tick for v in visits], [[v.devices for v in visits], [v.samples for v in visits]])
-    busy, burnt = compute(bits_per_sample, work[2].astype(np.float64), settings)
-    busy = busy * np.concatenate([np.empty(0), *(v.factor for v in visits)])
-    times = _sums(work[0], work[1], busy)
+    work = _columns([v.tick for v in visits], [[v.devices for v in visits]])
+    spent_by = [np.empty((3, 0)), *(np.stack(computing(v, bits_per_sample, settings)) for v in visits)]
+    busy, burnt, at_edge = np.concatenate(spent_by, axis=1)
+    swapped = _exchanges(visits, colocated[-1])
+    swapping, used = _transfers(swapped, depth_levels - 1, settings, distances[-1])
+    times = sums(
+        np.concatenate([work[0], swapped[0]]),
+        np.concatenate([work[1], swapped[2]]),
+        np.concatenate([busy + at_edge, swapping.sum(0)]),
+    )
     levels, peers = list[Level](), list[Level]()
     for depth in reversed(range(depth_levels)):
         links = _links([b for b in bursts if b.depth == depth], colocated[depth])
         spent, energy = _transfers(links, depth, settings, distances[depth])
         tick = links[0]
-        child = spent.sum(0) + _lookup(times, tick, links[2])
+        child = spent.sum(0) + lookup(times, tick, links[2])
         if depth == depth_levels - 1 and chains:
             lasting, level = _walked(chains, times, depth, settings, distances[depth], deadline_seconds)
             peers.append(level)
         else:
             patience = deadline_seconds if depth == depth_levels - 1 else np.inf
-            lasting = _longest(tick, links[1], np.minimum(child, patience))
-        times = _sums(lasting.tick // ticks_per_level[depth], lasting.node, lasting.seconds)
+            lasting = longest(tick, links[1], np.minimum(child, patience))
+        times = sums(lasting.tick // ticks_per_level[depth], lasting.node, lasting.seconds)
+        if depth == depth_levels - 1:
+            links = [np.concatenate(pair) for pair in zip(links, swapped, strict=True)]
+            spent, energy = np.append(spent, swapping, 1), np.append(energy, used, 1)
         levels.insert(0, (int(links[3].sum()), int(links[4].sum()), float(spent.sum()), float(energy.sum())))
     down, up, seconds, joules = zip(*levels, *peers, strict=True)
     return RoundCost(
@@ -257,6 +315,9 @@ def clock(
         compute_seconds=float(busy.sum()),
         compute_joules=float(burnt.sum()),
         round_seconds=float(times.seconds.sum()),
+        offload_down_bytes=int(swapped[3].sum()),
+        offload_up_bytes=int(swapped[4].sum()),
+        edge_seconds=float(at_edge.sum()),
     )
 
 
@@ -274,6 +335,15 @@ def _links(bursts: Sequence[Burst], colocated: bool) -> list[Ints]:
     return [tick, parents, kids, *((np.zeros_like(down), np.zeros_like(up)) if colocated else (down, up))]
 
 
+def _exchanges(visits: Sequence[Visit], colocated: bool) -> list[Ints]:
+    """The same of what devices and edges exchanged while they trained; parents do not matter. each [H]"""
+    parts = [(v.tick, v.devices, v.offloaded) for v in visits if v.offloaded is not None]
+    ends = [[d for _, d, _ in parts]] * 2
+    sizes = [[o.down_bytes for _, _, o in parts], [o.up_bytes for _, _, o in parts]]
+    tick, parents, kids, down, up = _columns([t for t, _, _ in parts], [*ends, *sizes])
+    return [tick, parents, kids, *((np.zeros_like(down), np.zeros_like(up)) if colocated else (down, up))]
+
+
 def _transfers(links: list[Ints], depth: int, settings: CostSettings, distances: Floats) -> tuple[Floats, Floats]:
     """Seconds and joules of the links of one level, download and upload apart. each [2, H]"""
     _, _, kids, down, up = links
@@ -287,19 +357,19 @@ def _transfers(links: list[Ints], depth: int, settings: CostSettings, distances:
 
 def _walked(
     chains: Sequence[Chain],
-    times: "_Times",
+    times: Times,
     depth: int,
     settings: CostSettings,
     distances: Floats,
     deadline_seconds: float,
-) -> tuple["_Times", Level]:
+) -> tuple[Times, Level]:
     """How long the bursts with chains lasted, and the level of the links between devices.
 
     :param times: computing of the devices
     """
     tick, devices = _columns([c.tick for c in chains], [[c.devices for c in chains]])
     work = np.split(
-        np.minimum(_lookup(times, tick, devices), deadline_seconds), np.cumsum([len(c.devices) for c in chains])
+        np.minimum(lookup(times, tick, devices), deadline_seconds), np.cumsum([len(c.devices) for c in chains])
     )
     ends, sizes = np.array([c.ends for c in chains]), np.array([(c.down_bytes, c.up_bytes) for c in chains])
     starts, lands = (
@@ -319,45 +389,5 @@ def _walked(
         seconds += float(hand.sum() + send.sum())
         joules += float(hand_joules.sum() + send_joules.sum())
     down, up = np.sum([c.peer_bytes for c in chains], axis=0)
-    at = _Times(tick=np.array([c.tick for c in chains]), node=np.array([c.node for c in chains]), seconds=lasting)
+    at = Times(tick=np.array([c.tick for c in chains]), node=np.array([c.node for c in chains]), seconds=lasting)
     return at, (int(down), int(up), seconds, joules)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Times:
-    """Seconds of a node in a tick, one entry for each pair. each [n]"""
-
-    tick: Ints
-    node: Ints
-    seconds: Floats
-
-
-def _sums(tick: Ints, node: Ints, seconds: Floats) -> _Times:
-    """The sum of the entries of each pair."""
-    pairs, place = _pairs(tick, node)
-    total: Floats = np.zeros(pairs.shape[1])
-    np.add.at(total, place, seconds)
-    return _Times(tick=pairs[0], node=pairs[1], seconds=total)
-
-
-def _longest(tick: Ints, node: Ints, seconds: Floats) -> _Times:
-    """The longest entry of each pair."""
-    pairs, place = _pairs(tick, node)
-    most: Floats = np.zeros(pairs.shape[1])
-    np.maximum.at(most, place, seconds)
-    return _Times(tick=pairs[0], node=pairs[1], seconds=most)
-
-
-def _lookup(times: _Times, tick: Ints, node: Ints) -> Floats:
-    """The seconds of each pair, 0 where there is no entry. Same shape as `tick`."""
-    pairs, place = _pairs(np.concatenate([times.tick, tick]), np.concatenate([times.node, node]))
-    known: Floats = np.zeros(pairs.shape[1])
-    known[place[: times.tick.size]] = times.seconds
-    return known[place[times.tick.size :]]
-
-
-def _pairs(tick: Ints, node: Ints) -> tuple[Ints, Ints]:
-    """The different (tick, node) pairs [2, n] and the place of each given one among them."""
-    span = int(node.max(initial=0)) + 1  # one integer sorts several times faster than a row of two
-    keys, place = np.unique(tick * span + node, return_inverse=True)
-    return np.stack([keys // span, keys % span]), place

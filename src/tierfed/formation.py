@@ -84,6 +84,7 @@ def forming(world: World) -> World:
         plan=replace(world.plan, seed=seed),
         topology=world.topology.flattened(seed),
         clock=replace(world.clock, distances=(distances,)),
+        edge=None if config.offload.mode == "edge" else world.edge,  # nobody has raw data before teams are there
     )
 
 
@@ -108,7 +109,7 @@ def with_teams(world: World, teams: npt.ArrayLike) -> World:
         world.federation.natural,
         formed=np.asarray(teams, np.int64),
     )
-    return replace(world, topology=topology)
+    return replace(world, topology=replace(topology, colocated=world.topology.colocated))
 
 
 def clusters_of(engine: Engine) -> Ids:

@@ -52,6 +52,11 @@ class Plan:
         """Steps per pass of a device."""
         return algorithm.steps or -(-int(self.samples[device]) // self.width(device))
 
+    def work(self, devices: Sequence[int] | Ids, algorithm: Algorithm) -> Ids:
+        """Samples [H] that devices process in a visit, all passes and every gradient counted."""
+        seen = [self.steps(int(i), algorithm) * self.width(int(i)) * algorithm.passes for i in devices]
+        return np.rint(np.array(seen) * algorithm.gradients + algorithm.extra_samples).astype(np.int64)
+
     def rows(self, device: int, passes: int, steps: int, round_: int, tick: int) -> Ids:
         """Rows of the pool [E, S, B]."""
         n, width = int(self.samples[device]), self.width(device)

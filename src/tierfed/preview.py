@@ -1,17 +1,19 @@
 """What a run would be, before it runs: tree, data, bytes per round, memory."""
 
+from dataclasses import replace
 from typing import Any
 
 from tierfed.augment import Augmentation
-from tierfed.config import PersonalizeSettings
+from tierfed.config import EngineSettings, PersonalizeSettings
 from tierfed.engine import Engine
-from tierfed.engine.evaluate import message_to
 from tierfed.formation import forming, pending
+from tierfed.offload import BEST, SplitTask
+from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements, size
 from tierfed.record import task_summary
-from tierfed.setup import World
+from tierfed.report.words import amount, duration
+from tierfed.setup import World, offloaded
 from tierfed.store import MemoryStore
-from tierfed.tree import Tree, nbytes, stack
-from tierfed.wire import payload_bytes
+from tierfed.tree import Tree, nbytes
 
 
 def preview(world: World) -> dict[str, Any]:
@@ -20,9 +22,9 @@ def preview(world: World) -> dict[str, Any]:
     topology, config = world.topology, world.config
     devices, samples = world.federation.devices, world.plan.samples
     firsts = [0] if world.kinds is None else [world.kinds.tolist().index(k) for k in range(len(world.tasks))]
-    visits = [_visit(world, engine, i) for i in firsts]
+    visits = [_visit(engine, i) for i in firsts]
     sizes, private = visits[0][0], [nbytes(state) for _, state in visits]
-    polled, each = _polled(engine), [private[engine.kind(i)] for i in range(len(devices))]
+    polled, each, exchanged = _polled(engine), [private[engine.kind(i)] for i in range(len(devices))], _exchanged(world)
     return {
         "algorithm": str(config.algorithm.get("name")),
         "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
@@ -32,11 +34,13 @@ def preview(world: World) -> dict[str, Any]:
         **({"team_formation": _formation(world)} if pending(world) else {}),
         **_models(world),
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
+        **({} if world.placement is None else {"offload": world.placement}),
         "rounds": config.run.rounds,
         **({"personalization": _personalization(config.personalize)} if config.personalize.mechanism != "none" else {}),
         "device_visits_per_round": round(polled),
         "bytes_per_visit": sizes,
-        "device_link_bytes_per_round": round(polled * (sizes["down"] + sizes["up"])),
+        **({"exchanged_bytes_per_visit": exchanged} if world.config.offload.mode == "split" else {}),
+        "device_link_bytes_per_round": round(polled * (sum(sizes.values()) + sum(exchanged.values()))),
         **({"bytes_before_round_1": _before(world)} if world.transfers else {}),
         "private_bytes_per_device": max(each),
         "private_bytes_of_all_devices": sum(each),
@@ -74,18 +78,56 @@ def _formation(world: World) -> dict[str, Any]:
     """How the teams will be formed before round 1."""
     there = forming(world)
     engine = there.engine(MemoryStore())
-    sizes, _ = _visit(there, engine, 0)
+    sizes, _ = _visit(engine, 0)
     rounds = world.config.topology.formation_rounds
     total = round(rounds * _polled(engine) * (sizes["down"] + sizes["up"]))
     return {"by": world.config.topology.teams, "rounds": rounds, "bytes": total}
 
 
-def _visit(world: World, engine: Engine, device: int) -> tuple[dict[str, int], Tree]:
-    """Bytes down and up, and the private state, of a visit of a device on its first batch."""
-    message, data = message_to(engine, device), world.plan.one(device, world.algorithm, 0, 0)
-    first = data._replace(rows=data.rows[:, :1], live=data.live[:, :1], seed=data.seed[:, :1])
-    up, state = world.algorithm.device(world.task_of(device), message, engine.own(device), first)
-    return {"down": int(payload_bytes(stack([message]), 1)[0]), "up": int(payload_bytes(stack([up]), 1)[0])}, state
+def _visit(engine: Engine, device: int) -> tuple[dict[str, int], Tree]:
+    """Bytes down and up on a device's own link, and the private state, of a visit of a device on its first batch,
+    without what training exchanges.
+    """
+    message, reply, state = dry_visit(engine, device)
+    task, inside = engine.task(device), engine.topology.colocated[-1:] == (True,)
+    down, up = (0 if inside else size(task.crossing(m)) for m in (message, reply))
+    return {"down": down, "up": up}, state
+
+
+def _exchanged(world: World) -> dict[str, int]:
+    """Bytes down and up that the mean device exchanges with its edge while it trains."""
+    if not isinstance(world.task, SplitTask):
+        return {"down": 0, "up": 0}
+    down, up = exchanged_bytes(world.task, world.plan, world.algorithm)
+    return {"down": round(float(down.mean())), "up": round(float(up.mean()))}
+
+
+def placement_rows(world: World) -> list[Placement]:
+    """What no offloading, every cut and a trusted edge need; see `tierfed.placement.placements`.
+
+    :raises InputError: the model cannot be cut, or the algorithm goes with no offloading
+    """
+    config = world.config
+    asked = replace(config, engine=EngineSettings(), offload=replace(config.offload, mode="split", cut=BEST))
+    whole = replace(world, config=asked, edge=None)
+    offloaded(whole)  # whatever does not go with a cut is said now
+    return placements(bench(whole.engine(MemoryStore()), world.clock, config.run.rounds), config.offload)
+
+
+def readable(rows: list[Placement]) -> list[dict[str, str]]:
+    """The same for a table."""
+    return [
+        {
+            "placement": row.placement + (" (recommended cut)" if row.recommended else ""),
+            "floats at the cut": f"{row.floats:,}" if row.cut else "",
+            "up": amount(row.up_bytes, "B"),
+            "down": amount(row.down_bytes, "B"),
+            "time": duration(row.seconds),
+            "energy": amount(row.joules, "J"),
+            "on the device": f"{row.device_share:.1%}",
+        }
+        for row in rows
+    ]
 
 
 def _polled(engine: Engine) -> float:

@@ -44,7 +44,11 @@ def cost_rows(
             "seconds": cost.link_seconds[d],
             "joules": cost.link_joules[d],
         }
+        if world.config.offload.mode == "split" and d == len(links or world.topology.links) - 1:
+            values |= {"offload_down_bytes": cost.offload_down_bytes, "offload_up_bytes": cost.offload_up_bytes}
         rows += [Row(round_, "link", link, "", "", metric, float(v)) for metric, v in values.items()]
+    if world.edge is not None:
+        rows.append(Row(round_, "device", "", "", "", "edge_seconds", cost.edge_seconds))
     rows += [
         Row(round_, "device", "", "", "", "compute_seconds", cost.compute_seconds),
         Row(round_, "device", "", "", "", "compute_joules", cost.compute_joules),
@@ -64,10 +68,10 @@ def summed(rows: list[Row]) -> list[Row]:
     return [key._replace(value=value) for key, value in total.items()]
 
 
-def transfer_event(transfer: Transfer, cost: RoundCost) -> dict[str, Any]:
-    """What crossed the links before round 1, in the log of a run: bytes of the devices' own links, seconds, joules."""
+def transfer_event(transfer: Transfer, cost: RoundCost, round_: int = 0) -> dict[str, Any]:
+    """What crossed the links once, in the log of a run: bytes of the devices' own links, seconds, joules."""
     return {
-        "round": 0,
+        "round": round_,
         "event": "transfer",
         "what": transfer.what,
         "down_bytes": int(transfer.down_bytes.sum()),

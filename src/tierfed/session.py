@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from tierfed.setup import World
 from tierfed.start import Start
 from tierfed.store import DiskStore, MemoryStore, disk_error
 from tierfed.ties import TieRecord
-from tierfed.transfers import Transfer, bursts
+from tierfed.transfers import Transfer, awaited, bursts, roads
 
 _EXPORT_SECONDS = 10.0
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
@@ -107,10 +107,9 @@ class Session:
             happened.append(event(self.world, formation))
         if self.world.augmentation is not None and self.start is None:
             happened.append(augment_event(self.world.augmentation))
-        for transfer in self.world.transfers if self.start is None else self.start.transfers:
-            cost = self._moved(transfer)
-            rows += cost_rows(self.world, 0, cost, self.clock_seconds)
-            happened.append(transfer_event(transfer, cost))
+        if self.world.placement is not None:
+            happened.append({"round": 0, "event": "offload", **self.world.placement})
+        self._send(self.world.transfers if self.start is None else self.start.transfers, 0, rows, happened)
         rows = summed(rows)
         rows += score_rows(self.world, 0, evaluate(self.world, self.engine, self.world.config.eval.post), self.baseline)
         happened += self.ties.measure(self.world, self.engine, 0)
@@ -125,10 +124,20 @@ class Session:
         self.world = replace(self.world, topology=self.world.topology.rebuilt(parents))
         self.constant["tree"] = parents
 
+    def _send(
+        self, transfers: Sequence[Transfer], number: int, rows: list[Row], happened: list[dict[str, Any]]
+    ) -> None:
+        """Counts and logs what crosses the links once."""
+        for transfer in transfers:
+            cost = self._moved(transfer)
+            rows += cost_rows(self.world, number, cost, self.clock_seconds)
+            happened.append(transfer_event(transfer, cost, number))
+
     def _moved(self, transfer: Transfer) -> RoundCost:
         """The cost of what crosses the links once."""
-        topology = self.engine.topology
-        cost = self.world.clock.price(topology, [1] * topology.depth, bursts(transfer, topology), [])
+        topology = roads(transfer, self.engine.topology)
+        moved = awaited(bursts(transfer, topology), topology)
+        cost = self.world.clock.price(topology, [1] * topology.depth, moved, [])
         self._count(cost)
         return cost
 
@@ -149,11 +158,13 @@ class Session:
             log.chains,
         )
         self._count(cost)
-        rows = cost_rows(self.world, number, cost, self.clock_seconds)
-        rows += trace_rows(self.world, self.engine, number, log)
-        happened = events(self.world, number, log)
+        rows, happened = cost_rows(self.world, number, cost, self.clock_seconds), events(self.world, number, log)
         stopped = self.engine.stopped()
         last = bool(stopped) or number >= config.run.rounds
+        if last and self.world.at_end:
+            self._send(self.world.at_end, number, rows, happened)
+            rows = summed(rows)
+        rows += trace_rows(self.world, self.engine, number, log)
         evaluated = last or number % config.eval.every == 0
         if evaluated:
             rows += score_rows(self.world, number, evaluate(self.world, self.engine, config.eval.post), self.baseline)

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,12 +17,24 @@ from tierfed.augment.gan import Tell
 from tierfed.checks import check_mixture, check_needs, check_personalization, check_tree, machine_bytes
 from tierfed.clock import Clock
 from tierfed.config import Config
+from tierfed.cost import Edge
 from tierfed.data import Dataset, Federation, federate, load, public_samples
 from tierfed.engine import ENGINES, Engine, Vectorized
 from tierfed.errors import InputError
 from tierfed.kinds import Ids, about, labels, networks
+from tierfed.offload import BEST, SplitTask, layers_of
+from tierfed.placement import (
+    bench,
+    best_cut,
+    check_offload,
+    dry_visit,
+    first_samples,
+    measure_layers,
+    raw_bytes,
+    share_of_device,
+)
 from tierfed.plan import Plan
-from tierfed.store import Store
+from tierfed.store import MemoryStore, Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
 from tierfed.transfers import Transfer
@@ -51,6 +63,12 @@ class World:
     """[N] which of the tasks each device has; none: all the one."""
     transfers: tuple[Transfer, ...] = ()
     """What crosses the links once, before round 1."""
+    at_end: tuple[Transfer, ...] = ()
+    """What crosses them once after the last round."""
+    edge: Edge | None = None
+    """Who computes what, where devices leave work to their edges."""
+    placement: dict[str, Any] | None = None
+    """The same for the log of the run."""
     augmentation: Augmentation | None = None
     """What devices train on beside their own samples."""
     begun: dict[str, Params] = field(default_factory=dict)
@@ -81,6 +99,7 @@ class World:
             faults=self.config.faults,
             kinds=self.kinds,
             clock=self.clock,
+            edge=self.edge,
         )
         if isinstance(engine, Vectorized):
             engine.chunk = self.config.engine.chunk or min(chunk_of(task, self.device) for task in self.tasks)
@@ -168,7 +187,7 @@ def prepare(
         warmed = copy.deepcopy(modules[0])
         warmed.load_state_dict(made["init"], strict=False)
         tasks = [Task(warmed, loss, config.model.weight_decay, at_cloud, len(federation.classes))]
-    return World(
+    world = World(
         transfers=(*(more.transfers if more is not None else ()), *public_transfers(algorithm, at_cloud, federation)),
         augmentation=more,
         begun=made,
@@ -183,6 +202,73 @@ def prepare(
         engine_name=choose_engine(config.engine.name, modules, device),
         kinds=kinds,
     )
+    return world if config.offload.mode == "none" else offloaded(world)
+
+
+def offloaded(world: World) -> World:
+    """The same run with work of the devices left to their edges, as its config says.
+
+    :raises InputError: the algorithm, the model, the tree or the engine does not go with it
+    """
+    settings, name = world.config.offload, str(world.config.algorithm.get("name"))
+    if settings.mode == "split" and world.config.engine.name == "auto":
+        world = replace(world, engine_name="serial")
+    check_offload(name, settings, world.engine(MemoryStore()), world.engine_name, world.config.run.rounds)
+    return _trusting(world) if settings.mode == "edge" else _cut(world, name)
+
+
+def _trusting(world: World) -> World:
+    """Raw data go up, all training is at the edges, final models come down."""
+    topology, n, speed = world.topology, len(world.federation), world.config.offload.edge_speed
+    raw, none = raw_bytes(world.plan, world.algorithm, world.federation.bits_per_sample), np.zeros(n, np.int64)
+    model = np.array([nbytes(world.task_of(i).init()) for i in range(n)], np.int64)
+    up = Transfer(what="raw data", down_bytes=none, up_bytes=raw, end="parent", outside=True)
+    down = Transfer(what="final models", down_bytes=model, up_bytes=none, end="parent", outside=True)
+    return replace(
+        world,
+        topology=replace(topology, colocated=(*(topology.colocated or (False,) * topology.depth)[:-1], True)),
+        transfers=(*world.transfers, up),
+        at_end=(*world.at_end, down),
+        edge=Edge(shares=(0.0,), speed=speed),
+        placement={"mode": "edge", "device_share": 0.0, "edge_speed": speed},
+    )
+
+
+def _cut(world: World, name: str) -> World:
+    """Devices and edges train the model together."""
+    settings, task = world.config.offload, world.task
+    if world.kinds is not None:
+        raise InputError(
+            f"offload.mode = 'split' cuts one model for all, but devices have {len(world.tasks)} different ones "
+            "(model.kinds); set offload.mode to 'edge' or 'none', or take one model"
+        )
+    cut, auto = settings.cut, settings.cut == BEST and BEST not in layers_of(task.module)
+    if auto:
+        cut = best_cut(bench(world.engine(MemoryStore()), world.clock, world.config.run.rounds), settings)
+    task = SplitTask(task, cut, settings.tail)
+    layers = measure_layers(task, first_samples(world.plan))
+    for end in task.bounds[:-1]:
+        if not layers[end - 1].floats:
+            raise InputError(
+                f"the output of layer {layers[end - 1].name!r} is no tensor [batch, ...] of floats, so it cannot be "
+                f"sent; cut after one of {', '.join(layer.name for layer in layers[:-1] if layer.floats)}"
+            )
+    share = share_of_device(layers, task.bounds)
+    log = {"mode": "split", "cut": cut, **({"tail": settings.tail} if settings.tail else {})}
+    log |= {"chosen_by": settings.minimize} if auto else {}
+    world = replace(
+        world,
+        tasks=(task,),
+        edge=Edge(shares=(share,), speed=settings.edge_speed),
+        placement={**log, "device_share": round(share, 4), "edge_speed": settings.edge_speed},
+    )
+    dry_visit(world.engine(MemoryStore()))
+    if not task.asked:
+        raise InputError(
+            f"offload.mode = 'split', but {name} trains without gradients of the model, which is all that an edge with "
+            "a part of it could compute; set offload.mode to 'edge' or 'none', or take another algorithm"
+        )
+    return world
 
 
 def public_transfers(algorithm: Algorithm, public: Batch | None, federation: Federation) -> tuple[Transfer, ...]:

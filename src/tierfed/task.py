@@ -16,7 +16,7 @@ from torch.func import functional_call, grad_and_value
 from tierfed.algorithm import Batch, Data
 from tierfed.dropout import replace_dropout
 from tierfed.errors import InputError, nearest
-from tierfed.tree import Params, take
+from tierfed.tree import Params, Tree, take
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs [B, C], targets [B, ...]) -> loss of each sample [B]
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -202,8 +202,17 @@ class Task:
         :param loss: (outputs, batch.y) -> loss of each sample [B]; the task's own by default. What a distillation
             compares outputs with may be in batch.y
         """
-        keys, loss = self.trainable if keys is None else keys, loss or self.loss
-        net = self._mode(keys)
+        keys = self.trainable if keys is None else keys
+        train = [k for k in self.trainable if k in set(keys)]
+        g, value, stats = self._differentiate(self._mode(keys), params, train, batch, loss or self.loss)
+        if self.weight_decay:
+            g = {k: v + self.weight_decay * params[k] for k, v in g.items()}
+        return g, value, stats
+
+    def _differentiate(
+        self, net: nn.Module, params: Params, keys: list[str], batch: Batch, loss: Loss
+    ) -> tuple[Params, Tensor, Params]:
+        """`grad` of the bare loss of a module: where it is computed."""
         seeds = dict.fromkeys(self._seeds, batch.seed)
 
         def f(train: Params) -> tuple[Tensor, Params]:
@@ -211,10 +220,7 @@ class Task:
             out = functional_call(net, {**params, **train, **stats, **seeds}, (self._laid_out(batch.x),))
             return loss(out, batch.y).mean(), stats
 
-        train = take(params, [k for k in self.trainable if k in set(keys)])
-        g, (value, stats) = (_grad_and_value if maybe_current_level() is None else _mapped)(f, train)
-        if self.weight_decay:
-            g = {k: v + self.weight_decay * params[k] for k, v in g.items()}
+        g, (value, stats) = (_grad_and_value if maybe_current_level() is None else _mapped)(f, take(params, keys))
         return g, value, stats
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -257,6 +263,14 @@ class Task:
         """Plain local SGD (`step`) over all of `data`: the one loop that engines may fuse."""
         out: Params = data.fold(lambda w, batch: self.step(w, batch, lr, drift, pull, keys), params)
         return out
+
+    def crossing(self, message: Tree) -> Tree:
+        """What of a message crosses a device's own link: all of it, unless an edge holds a part of the model."""
+        return message
+
+    def exchanged(self) -> tuple[int, int]:
+        """Bytes down and up that gradients have exchanged with an edge since this was asked last."""
+        return 0, 0
 
     def verify(self, x: Tensor, y: Tensor) -> None:
         """Runs one training step on a small batch: what cannot be trained is found before a run, not in it.

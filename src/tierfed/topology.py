@@ -97,7 +97,7 @@ class Topology:
         inner = {1: (), 2: ("fog",), 3: ("region", "fog")}.get(
             self.depth, tuple(f"tier{d}" for d in range(1, self.depth))
         )
-        return ("cloud", *(("fog", "cluster") if any(self.colocated) and self.depth == 3 else inner), "device")
+        return ("cloud", *(("fog", "cluster") if any(self.colocated[:-1]) and self.depth == 3 else inner), "device")
 
     @property
     def links(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""What crosses the links once, before round 1: public samples, raw data, seeds of a generator."""
+"""What crosses the links once, before round 1 or at the end: public samples, raw data, seeds of a generator, models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ class Transfer:
     :param up_bytes: [N] what each device gives
     :param common: all get the same, so that a fog gets one copy for all its devices
     :param end: from and to whom: the cloud, through all fogs in between, or the parent of each device
+    :param outside: over the devices' own links even where rounds leave these inside one machine
     """
 
     what: str
@@ -28,6 +29,14 @@ class Transfer:
     up_bytes: Ints
     common: bool = False
     end: Literal["cloud", "parent"] = "cloud"
+    outside: bool = False
+
+
+def roads(transfer: Transfer, topology: Topology) -> Topology:
+    """The tree whose links a transfer takes."""
+    if not (transfer.outside and topology.colocated):
+        return topology
+    return replace(topology, colocated=(*topology.colocated[:-1], False))
 
 
 def bursts(transfer: Transfer, topology: Topology) -> list[Burst]:
@@ -50,3 +59,16 @@ def bursts(transfer: Transfer, topology: Topology) -> list[Burst]:
             )
         )
     return [b for b in out if len(b.kids)]
+
+
+def awaited(found: list[Burst], topology: Topology) -> list[Burst]:
+    """The same traffic with idle links up to the cloud, so that a clock sees who waits for it."""
+    out = list(found)
+    for depth in reversed(range(topology.depth - 1)):
+        busy = np.unique(np.concatenate([np.empty(0, np.int64), *(b.parents for b in out if b.depth == depth + 1)]))
+        known = np.concatenate([np.empty(0, np.int64), *(b.kids for b in out if b.depth == depth)])
+        idle = np.setdiff1d(busy, known)
+        none, parents = np.zeros(len(idle), np.int64), topology.parents[depth][idle]
+        if len(idle):
+            out.append(Burst(depth=depth, tick=0, parents=parents, kids=idle, down_bytes=none, up_bytes=none))
+    return out

@@ -159,6 +159,20 @@ def test_show_needs_no_plotly_but_a_plot_does(shell: Shell, monkeypatch: pytest.
     assert "is not installed; pip install 'tierfed[report]'" in message
 
 
+def test_show_offload(shell: Shell) -> None:
+    """An edge needs 8 floats and a label a sample behind the first layer, 5 and a label before it."""
+    (rows,) = told(shell.good("show", "toy.toml", "--offload", "--json"))["runs"].values()
+    assert [r["cut"] for r in rows] == ["", "flat", "fc1", "bn1", "relu1", ""]
+    assert [r["floats"] for r in rows] == [0, 5, 8, 8, 8, 0]
+    assert [r["recommended"] for r in rows] == [False, False, True, False, False, False]
+    text = shell.good("show", "toy.toml", "-a", "fedavg,scaffold", "--offload")
+    assert text.count("cut after fc1 (recommended cut)") == text.count("trusted edge") == 2
+    assert "the last layer: nothing would be left" in shell.bad(
+        "run", "toy.toml", "--set", "offload.mode=split", "--set", "offload.cut=fc2"
+    )
+    assert not (shell.folder / "runs").exists()
+
+
 def test_algorithms_and_datasets(shell: Shell) -> None:
     rows = told(shell.good("algorithms", "--json"))
     assert {"name", "paper", "up", "down", "fog to cloud", "models", "needs", "all devices", "different models"} == set(

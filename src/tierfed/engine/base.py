@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierfed.algorithm import Algorithm, Tier
-from tierfed.cost import Burst, Visit
+from tierfed.cost import Burst, Edge, Offloaded, Visit
 from tierfed.engine.beginning import Beginning
 from tierfed.engine.node import Walk
 from tierfed.errors import InputError
@@ -46,6 +46,10 @@ class RoundLog:
         for b in self.bursts:
             for way, size in (("down", b.down_bytes), ("up", b.up_bytes)):
                 out[b.depth, way] = out.get((b.depth, way), 0) + int(size.sum())
+        for v in (v.offloaded for v in self.visits if v.offloaded is not None):
+            depth = max(b.depth for b in self.bursts)  # the devices' own links
+            for way, size in (("down", v.down_bytes), ("up", v.up_bytes)):
+                out[depth, way] += int(size.sum())
         for c in self.chains:
             for way, total in zip(("down", "up"), c.peer_bytes, strict=True):
                 out[c.depth + 1, way] = out.get((c.depth + 1, way), 0) + total
@@ -56,7 +60,8 @@ class Engine(ABC):
     """One algorithm over one tree. Subclasses add how a round is walked, and nothing that an algorithm could notice.
 
     :param tasks: one per architecture; `kinds[i]` says which one device i runs
-    :param transfer_seconds: (link level, bytes [n], devices [n]) -> seconds [n], for the straggler deadline
+    :param clock: for the straggler deadline, see `tierfed.clock.Clock.visit_seconds`
+    :param edge: what devices leave to their parents; none: nothing
     """
 
     def __init__(
@@ -70,9 +75,11 @@ class Engine(ABC):
         faults: Faults | None = None,
         kinds: Ids | None = None,
         clock: Any = None,
+        edge: Edge | None = None,
     ) -> None:
         self.algorithm, self.tasks, self.plan, self.store = algorithm, tasks, plan, store
-        self.faults, self.kinds, self.clock = faults or Faults(), kinds, clock
+        self.faults, self.kinds, self.clock, self.edge = faults or Faults(), kinds, clock, edge
+        self.exchanged: dict[int, tuple[int, int]] = {}  # bytes down and up of visits that are not booked yet
         self.seed, self.round, self.log = topology.seed, 0, RoundLog()
         self.beginning = Beginning(store, [t.init() for t in tasks], kinds)
         self._begun: dict[int, Tree] = {}
@@ -244,6 +251,7 @@ class Engine(ABC):
         late: Flags,
         tick: int,
         walks: Sequence[Walk] = (),
+        near: tuple[Ids, Ids] | None = None,
     ) -> Flags:
         """Books what every link between `depth` and `to` carried, and says who is heard at the top [H].
 
@@ -251,6 +259,7 @@ class Engine(ABC):
         `answered`
         :param late: those that answered after the deadline
         :param walks: the paths of chains, places among `kids`
+        :param near: what the devices' own links carry of it, down and up; by default all
         """
         if walks:
             down, up = self._hand_on(depth, kids, down, up, walks, tick)
@@ -265,7 +274,8 @@ class Engine(ABC):
                 reached &= ~self.faults.silent(
                     self.seed, level, self.topology.ancestor(to, kids, level), self.round, tick
                 )
-            self._book(d, ids, np.where(reached, down, 0), np.where(sent, up, 0), common, tick)
+            moved = near if near is not None and d == self.depth - 1 else (down, up)
+            self._book(d, ids, np.where(reached, moved[0], 0), np.where(sent, moved[1], 0), common, tick)
             unique = np.unique(ids[sent])
             lost = unique[self.faults.lost(self.seed, d + 1, unique, self.round, tick)]
             if len(lost):
@@ -302,16 +312,24 @@ class Engine(ABC):
             return np.zeros(len(devices), bool)
         if self.tiers[level - 1].reduce == "chain":
             down, up = 0 * down, 0 * up
-        seen = [
-            self.plan.steps(int(i), self.algorithm) * self.plan.width(int(i)) * self.algorithm.passes for i in devices
-        ]
-        samples = np.rint(np.array(seen) * self.algorithm.gradients + self.algorithm.extra_samples).astype(np.int64)
-        slow = self.faults.slow(self.seed, devices, self.round)
-        self.log.visits.append(Visit(tick=tick, devices=devices, samples=samples, slowdown=slow))
+        samples, slow = self.plan.work(devices, self.algorithm), self.faults.slow(self.seed, devices, self.round)
+        there = self._offloaded(devices)
+        self.log.visits.append(Visit(tick=tick, devices=devices, samples=samples, slowdown=slow, offloaded=there))
         if self.faults.deadline_seconds is None or self.clock is None:
             return np.zeros(len(devices), bool)
-        seconds: npt.NDArray[np.float64] = self.clock.visit_seconds(self.topology, devices, down, up, samples, slow)
+        visit = (self.topology, devices, down, up, samples, slow, *([] if there is None else [there]))
+        seconds: npt.NDArray[np.float64] = self.clock.visit_seconds(*visit)
         return seconds > self.faults.deadline_seconds
+
+    def _offloaded(self, devices: Ids) -> Offloaded | None:
+        """What edges did in visits that have just ended."""
+        if self.edge is None:
+            return None
+        kinds = np.zeros(len(devices), np.int64) if self.kinds is None else self.kinds[devices]
+        each = [self.exchanged.pop(int(i), (0, 0)) for i in devices]
+        down, up = np.array(each, np.int64).reshape(-1, 2).T
+        share = np.array(self.edge.shares)[kinds]
+        return Offloaded(share=share, speed=self.edge.speed, down_bytes=down, up_bytes=up)
 
     def with_owed(self, level: int, child: int, up: Tree, weight: float) -> Tree:
         """A reply with the increments that this child still owes; kept in units of weight, since the weight may have

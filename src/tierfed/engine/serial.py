@@ -40,17 +40,30 @@ class _Level:
                 owed = e.with_owed(to, int(i), reply.message, float(reply.counts[unit]))
                 reply = Reply(decode(encode(owed), e.device), reply.counts)
             replies.append(reply)
-        down = np.array([_size(m) for m in messages])
-        up_bytes = np.array([0 if r is None else _size(r.message) for r in replies])
+        said = [{} if r is None else r.message for r in replies]
+        down, up_bytes = (np.array([_size(m) for m in trees]) for trees in (messages, said))
+        near = None if e.edge is None else self._near(to, kids, messages, said)
         answered: Flags = np.array([r is not None for r in replies])
         late = np.zeros(len(kids), bool)
-        late[answered] = e.late(to, kids[answered], down[answered], up_bytes[answered], tick)
+        moved = (down, up_bytes) if near is None else near
+        late[answered] = e.late(to, kids[answered], moved[0][answered], moved[1][answered], tick)
         walks = [] if poll.walk is None else [poll.walk]
-        heard = e.settle(self.depth, to, kids, down, up_bytes, answered, late, tick, walks)
+        heard = e.settle(self.depth, to, kids, down, up_bytes, answered, late, tick, walks, near)
         for i, reply, ok in zip(kids, replies, heard, strict=True):
             if reply is not None:
                 e.book_owed(to, int(i), reply.message, float(reply.counts[unit]), bool(ok))
         return [r if ok else None for r, ok in zip(replies, heard, strict=True)]
+
+    def _near(self, to: int, kids: Ids, messages: list[Tree], said: list[Tree]) -> tuple[Ids, Ids]:
+        """Bytes down and up on the devices' own links, where an edge holds a part of the model."""
+        e = self.engine
+        if to < e.depth:
+            return np.zeros(len(kids), np.int64), np.zeros(len(kids), np.int64)
+        tasks = [e.task(int(i)) for i in kids]
+        down, up = (
+            np.array([_size(t.crossing(m)) for t, m in zip(tasks, trees, strict=True)]) for trees in (messages, said)
+        )
+        return down, up
 
 
 def _size(message: Tree) -> int:
@@ -83,7 +96,11 @@ class Serial(Engine):
         """What a child says to a message, or None: nobody below it was heard."""
         if level == self.depth:
             data = self.plan.one(node, self.algorithm, self.round, tick)
-            up, state = self.algorithm.device(self.task(node), message, self.own(node), data)
+            task = self.task(node)
+            task.exchanged()  # by evaluations: they are not counted
+            up, state = self.algorithm.device(task, message, self.own(node), data)
+            if self.edge is not None:
+                self.exchanged[node] = task.exchanged()
             self.put_own(node, state)
             return Reply(up, np.array([self.plan.samples[node], 1.0, 1.0]))
         tier = self.tiers[level]

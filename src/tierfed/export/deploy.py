@@ -284,7 +284,6 @@ def _card(result: Result, i: int, model: str, format: str, prune: float | None, 
     from tierfed import __version__  # noqa: PLC0415
 
     world, scaling = result.world, result.world.federation.scaling
-    task = result.engine.task(i)
     name, options = _network(result, i)
     return ModelCard(
         model=name,

@@ -97,9 +97,16 @@ def cost_table(run: RunFolder) -> Grid | None:
         ]
         both = None if sums[0] is None and sums[1] is None else (sums[0] or 0.0) + (sums[1] or 0.0)
         rows.append([link, *(amount(v, "B") for v in (*sums[:2], both)), duration(sums[2]), amount(sums[3], "J")])
+    across = [run.total("link", f"offload_{name}") for name in names[:2]]
+    if None not in across:
+        both = sum(v or 0.0 for v in across)
+        rows.append(["of it while training, with the edges", *(amount(v, "B") for v in (*across, both)), "", ""])
     seconds, joules = (run.total("device", f"compute_{name}") for name in ("seconds", "joules"))
     if seconds is not None or joules is not None:
         rows.append(["computing on devices", *("" for _ in range(3)), duration(seconds), amount(joules, "J")])
+    edges = run.total("device", "edge_seconds")
+    if edges is not None:
+        rows.append(["computing on edges", *("" for _ in range(3)), duration(edges), ""])
     if not rows:
         return None
     down, up = run.total("link", "down_bytes"), run.total("link", "up_bytes")

@@ -36,7 +36,7 @@ DEVICES = pa.schema(
 """The columns of `devices.parquet`, one device a row."""
 
 # what cost accounting writes beside the traces of the algorithm, with an empty model name as well
-_COSTS = ("round_seconds", "clock_seconds", "joules", "compute_seconds", "compute_joules")
+_COSTS = ("round_seconds", "clock_seconds", "joules", "compute_seconds", "compute_joules", "edge_seconds")
 
 
 class Panel(NamedTuple):
