@@ -27,6 +27,7 @@ from tierfed.placement import (
     share_of_device,
 )
 from tierfed.preview import placement_rows, preview, readable
+from tierfed.report import write_report
 from tierfed.setup import World, prepare
 from tierfed.store import MemoryStore
 from tierfed.task import Task
@@ -299,6 +300,9 @@ class TestRuns:
         train(load_config("quickstart", {**own, "run.rounds": 1, "run.out": str(tmp_path / "r")}))
         parts = resume(tmp_path / "r", rounds=3)
         assert parts.rows == whole.rows
+        page = write_report(tmp_path / "r").read_text()
+        assert "of it while training, with the edges" in page
+        assert "computing on edges" in page
         (said,) = [e for e in whole.events if e["event"] == "offload"]
         assert said.keys() == {"round", "event", "mode", "cut", "chosen_by", "device_share", "edge_speed"}
         link = {(r.round, r.metric): r.value for r in whole.rows if r.node == "fog-device"}
