@@ -2,7 +2,7 @@
 
 from tierfed.data.dataset import Dataset, Federation
 from tierfed.data.loading import federate, load
-from tierfed.data.settings import Columns, DataSettings, PartitionSettings, SplitSettings
+from tierfed.data.settings import Columns, DataSettings, DrawSettings, PartitionSettings, SplitSettings
 from tierfed.data.show import heatmap
 from tierfed.data.sources import DATASETS, Source, open_source
 
@@ -11,6 +11,7 @@ __all__ = [
     "Columns",
     "DataSettings",
     "Dataset",
+    "DrawSettings",
     "Federation",
     "PartitionSettings",
     "Source",
