@@ -1,7 +1,8 @@
 """What a run would be, before it runs: tree, data, bytes per round, memory."""
 
-from typing import Any
+from typing import Any, cast
 
+from tierfed.data.dataset import Part
 from tierfed.engine import Engine
 from tierfed.engine.evaluate import message_to
 from tierfed.formation import forming, pending
@@ -23,6 +24,7 @@ def preview(world: World) -> dict[str, Any]:
         "algorithm": str(config.algorithm.get("name")),
         "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
         "samples_per_device": {"fewest": int(samples.min()), "most": int(samples.max())},
+        **_drawn(world),
         "tree": " - ".join(f"{n} {name}" for n, name in zip(topology.shape, topology.levels, strict=True)),
         **({"team_formation": _formation(world)} if pending(world) else {}),
         "model": task_summary(world.task),
@@ -34,6 +36,17 @@ def preview(world: World) -> dict[str, Any]:
         "private_bytes_per_device": private,
         "private_bytes_of_all_devices": private * len(devices),
     }
+
+
+def _drawn(world: World) -> dict[str, Any]:
+    """How many rows were asked for on each device, and where the data have fewer."""
+    said = {}
+    for part, wanted in (("train", world.config.data.draw.train), ("test", world.config.data.draw.test)):
+        sizes = world.federation.sizes(cast("Part", part))
+        if wanted is not None:
+            fewer = int((sizes < wanted).sum())
+            said[part] = f"{wanted} each" + (f", fewer on {fewer} devices (fewest: {sizes.min()})" if fewer else "")
+    return {"drawn": said} if said else {}
 
 
 def _formation(world: World) -> dict[str, Any]:

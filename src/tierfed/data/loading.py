@@ -1,5 +1,6 @@
 """From settings to a federation: source, split, partition, standardization, checks."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from tierfed.data.partition import KINDS, POOLING, follow, keep_labels, partitio
 from tierfed.data.settings import DataSettings
 from tierfed.data.sources import open_source
 from tierfed.errors import InputError, nearest
+
+Held = tuple[Ints, ...]  # rows of each device
 
 # Purposes of the random streams: no two draws depend on each other.
 PARTITION, FOLLOW, SPLIT, KEEP, LABELS, DEVICES, DRAW = 101, 102, 103, 104, 105, 106, 107
@@ -49,7 +52,7 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
     natural = data.team[kept] if own is not None and data.team is not None else None
     used = [] if natural is None else np.unique(natural).tolist()
     if settings.draw.train is not None or settings.draw.test is not None:
-        data, train, val, test = _used(data, train, val, test)
+        data, (train, val, test) = _used(data, (train, val, test))
     scaling = _scaling(data.x, np.concatenate(train), settings)
     return Federation(
         name=data.name,
@@ -215,15 +218,15 @@ def _large_enough(name: str, devices: tuple[str, ...], sizes: Ints, settings: Da
     return np.flatnonzero(sizes >= settings.min_samples)
 
 
-def _used(data: Dataset, *parts: tuple[Ints, ...]) -> tuple[Dataset, *tuple[tuple[Ints, ...], ...]]:
-    """The pool without the rows that nobody holds, and the rows of every part in it."""
+def _used(data: Dataset, parts: Sequence[Held]) -> tuple[Dataset, list[Held]]:
+    """The pool without the samples that nobody holds, and the rows of every part in it."""
     rows = np.unique(np.concatenate([r for part in parts for r in part]))
     at = torch.from_numpy(rows)
-    moved = (tuple(np.searchsorted(rows, r).astype(np.int64) for r in part) for part in parts)
-    return replace(data, x=data.x[at], y=data.y[at]), *moved
+    moved = [tuple(np.searchsorted(rows, r).astype(np.int64) for r in part) for part in parts]
+    return replace(data, x=data.x[at], y=data.y[at]), moved
 
 
-def _pooled(train: tuple[Ints, ...], settings: DataSettings) -> tuple[Ints, ...]:
+def _pooled(train: Held, settings: DataSettings) -> Held:
     """Everybody's training rows on every device."""
     if settings.public:
         raise InputError(
@@ -234,7 +237,7 @@ def _pooled(train: tuple[Ints, ...], settings: DataSettings) -> tuple[Ints, ...]
 
 
 def _scaling(x: Tensor, train: Ints, settings: DataSettings) -> Scaling:
-    """Bytes divided by 255; mean 0 and variance 1 per channel (dimension 1) where wanted, in a bitmap of each sensor."""
+    """Bytes divided by 255; mean 0 and variance 1 per channel (dimension 1) where wanted, in a bitmap per sensor."""
     image, standardize = x.dtype == torch.uint8, settings.standardize
     divisor = 255.0 if image else 1.0
     if standardize is False or (standardize == "auto" and image):
@@ -242,7 +245,7 @@ def _scaling(x: Tensor, train: Ints, settings: DataSettings) -> Scaling:
     rows = x[torch.from_numpy(train)].double() / divisor
     if settings.layout == "bitmap":  # the two sensors have other units
         halves = [_moments(half, [0, 2, 3]) for half in rows.chunk(2, 2)]
-        mean, std = (torch.cat([m.expand(1, 3, x.shape[2] // 2, 1) for m in pair], 2) for pair in zip(*halves, strict=True))
+        mean, std = (torch.cat([half[i].expand(-1, -1, x.shape[2] // 2, -1) for half in halves], 2) for i in (0, 1))
     else:
         mean, std = _moments(rows, [0, *range(2, x.ndim)])
     # A feature that never changes carries nothing: it becomes 0, not 0/0.

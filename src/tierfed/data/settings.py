@@ -93,8 +93,8 @@ class DrawSettings:
 
     :param train: training rows of a device, or all it has where these are fewer. Numbers per label are random: shares
         from Dir(alpha), as far as there are rows, at least one row of every label; none: all
-    :param test: test rows of a device, of every label it trains on the same number (one more of some where the labels do
-        not divide it); fewer of all where one label has fewer; none: all
+    :param test: test rows of a device, the same number of every label it trains on (one more of some where the labels
+        do not divide it); fewer of all where one label has fewer; none: all
     :param alpha: concentration of the shares of labels in training; small is more uneven
     """
 
@@ -119,10 +119,10 @@ class DataSettings:
     :param devices: take only this many of the source's own devices (natural, classes), drawn once per seed among those
         that are not dropped; None: all
     :param public: share of every device's training rows that goes to the cloud before the run, as data of its own
-    :param pooled: every device trains on the training rows of all devices; with topology.participation = 1 and FedAvg
+    :param pooled: every device trains on the training rows of all devices; with FedAvg and topology.participation = 1
         that is training in one place, the baseline without any federation. Test rows stay those of each device
-    :param layout: of a window of a worn sensor. "signal": [channels, window]; "bitmap": [3, height, width], a pixel is a
-        triple of axes, those of the accelerometer in order of time, row by row, then those of the gyroscope
+    :param layout: of a window of worn sensors. "signal": [channels, window]; "bitmap": [3, height, width], a pixel is
+        a triple of axes, those of the accelerometer in order of time, row by row, then those of the gyroscope
     :param min_samples: the fewest training rows that a device may have
     :param too_small: what to do with a device that has fewer
     :param window: samples per window (recordings)
