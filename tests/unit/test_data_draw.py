@@ -1,4 +1,4 @@
-"""A draw of rows per device: random numbers per label to train on, the same of each to test on; training in one place."""
+"""A draw of rows per device: random numbers per label to train on, equal ones to test on; training in one place."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_test_rows_are_balanced(there, wanted, seed):
     assert got.sum() <= wanted
     assert got.max() - got.min() <= 1
     each = wanted // len(there)
-    assert got.min() == min(min(there), each)
+    assert got.min() == min(*there, each)
     if min(there) > each:
         assert got.sum() == wanted
 
@@ -73,7 +73,7 @@ def test_labels_without_training_or_test_rows():
 
 
 def test_uneven_by_alpha():
-    """Of 5,000 rows of each of six labels 600 are drawn: with a large alpha 100 of each, with a small one few labels."""
+    """Of 5,000 rows of each of six labels 600 are drawn: with a large alpha 100 of each, else few labels."""
     even, _ = drawing([5000] * 6, [1] * 6, DrawSettings(train=600, alpha=1e9))
     np.testing.assert_allclose(even, 100, atol=1)
     uneven, _ = drawing([5000] * 6, [1] * 6, DrawSettings(train=600, alpha=0.01))
@@ -95,7 +95,7 @@ def test_validation_rows_stay():
 
 
 def test_fewer_rows_than_labels():
-    with pytest.raises(InputError, match="data.draw.train = 2, but a device has 3 labels"):
+    with pytest.raises(InputError, match=r"data\.draw\.train = 2, but a device has 3 labels"):
         drawing([5, 5, 5], [1, 1, 1], DrawSettings(train=2))
 
 

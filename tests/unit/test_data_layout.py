@@ -17,7 +17,7 @@ def sensors(x, triples=((0, 1, 2), (3, 4, 5)), **more):
 
 
 def test_every_reading_has_its_pixel():
-    """Reading t of axis a of sensor s is 1000 s + 100 a + t: 32 triples of each sensor are 8 x 8 pixels, four rows each."""
+    """Reading t of axis a of sensor s is 1000 s + 100 a + t: 32 triples of each sensor are four rows of 8 pixels."""
     t = torch.arange(32.0)
     x = torch.stack([1000 * s + 100 * a + t for s in (0, 1) for a in range(3)])[None]
     got = bitmap(sensors(x)).x
@@ -85,7 +85,7 @@ def test_the_watch_as_bitmaps():
 
 
 def test_other_data_are_refused():
-    with pytest.raises(InputError, match="toy tells of none; use data.layout = 'signal'"):
+    with pytest.raises(InputError, match=r"toy tells of none; use data\.layout = 'signal'"):
         bitmap(sensors(torch.zeros(2, 6, 50), triples=()))
-    with pytest.raises(InputError, match="data.layout = 'bitmap' draws windows"):
+    with pytest.raises(InputError, match=r"data\.layout = 'bitmap' draws windows"):
         bitmap(sensors(torch.zeros(2, 6)))

@@ -104,8 +104,8 @@ def test_nobody_has_it_all(tmp_path):
     write(tmp_path / "mobiact", "WAL", 5, 1, [("WAL", 2.0)])
     with pytest.raises(InputError, match=r"no subject has a window of all activities \(STD, WAL"):
         open_source(DataSettings(dir=str(tmp_path), **SETTINGS))
-    with pytest.raises(InputError, match="has no files like WAL_1_1_annotated.csv"):
-        (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"has no files like WAL_1_1_annotated\.csv"):
         open_source(DataSettings(path=str(tmp_path / "empty"), **SETTINGS))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tierfed.config import Config, from_table
 from tierfed.data import open_source
 from tierfed.errors import InputError, nearest
 from tierfed.metrics import write_atomic
-from tierfed.pool import begun, run_all
+from tierfed.pool import Done, begun, run_all
 from tierfed.report.load import RunFolder
 from tierfed.reproduce.study import Case, Line, Study, merged
 from tierfed.result import Watcher
@@ -137,7 +138,14 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
         for seed in options.seeds
     }
     left = {name: config for name, (_, config) in wanted_runs.items() if not complete(config)}
-    done = run_all(left, options.jobs, "the same command goes on", watch, study.tolerant)
+    federated = {name: config for name, config in left.items() if wanted_runs[name][0].work is None}
+    done = run_all(federated, options.jobs, "the same command goes on", watch, study.tolerant)
+    if len(done) == len(federated) and all(one.finished or one.refused for one in done.values()):
+        done |= {
+            name: _worked(case.work, config, watch)
+            for name, (case, config) in wanted_runs.items()
+            if name in left and case.work
+        }
     for name, one in done.items():
         times.add(name, one.seconds)
         if one.refused:
@@ -163,6 +171,12 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
         finished=finished,
         runs=runs,
     )
+
+
+def _worked(work: Callable[[Config, Watcher | None], None], config: Config, watch: Watcher | None) -> Done:
+    start = time.monotonic()
+    work(config, watch)
+    return Done(True, time.monotonic() - start)
 
 
 def complete(config: Config) -> bool:
@@ -198,7 +212,7 @@ def _wanted(study: Study, options: Options) -> set[str]:
 
 def _reason(case: Case, options: Options, wanted: set[str]) -> str:
     """Why a case is not run, whatever data there are; empty: it is."""
-    if case.algorithm not in known():
+    if case.work is None and case.algorithm not in known():
         return _unknown(case.algorithm)
     if case.method not in wanted or (options.clients and case.clients not in options.clients):
         return NOT_ASKED
