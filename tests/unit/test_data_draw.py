@@ -8,10 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tierfed.config import load_config
 from tierfed.data import Dataset, DataSettings, DrawSettings, SplitSettings, federate, load, open_source
 from tierfed.data.dataset import LEFT_OUT, TEST, TRAIN, VAL
 from tierfed.data.split import drawn
 from tierfed.errors import InputError
+from tierfed.preview import preview
+from tierfed.setup import prepare
 
 LIGHT = settings(max_examples=25, deadline=None)
 NAMES = st.lists(st.integers(1, 40), min_size=2, max_size=6)
@@ -157,3 +160,12 @@ def test_training_in_one_place():
     torch.testing.assert_close(together.x, apart.x, rtol=0, atol=0)
     with pytest.raises(InputError, match="leave out one of both"):
         federate(toy(), DataSettings(pooled=True, public=0.5), 0)
+
+
+def test_what_would_run_says_who_has_fewer():
+    """Nobody has 10,000 test windows: all 20 devices have fewer."""
+    config = {"data": {"step": 25, "draw": {"train": 60, "test": 10_000}}, "model": {"name": "mclr"}}
+    facts = preview(prepare(load_config(config)))
+    fewest = prepare(load_config(config)).federation.sizes("test").min()
+    assert facts["drawn"] == {"train": "60 each", "test": f"10000 each, fewer on 20 devices (fewest: {fewest})"}
+    assert "drawn" not in preview(prepare(load_config({"model": {"name": "mclr"}})))
