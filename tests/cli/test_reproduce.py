@@ -139,15 +139,15 @@ class TestStudies:
 
 @pytest.fixture
 def activities(tmp_path: Path, no_network: None) -> Path:
-    """A data directory with a UCI HAR of its own: 30 subjects, 300 readings of each activity, its number their mean."""
+    """A data directory with a UCI HAR of its own: 30 subjects, 200 readings of each activity, its number their mean."""
     rng = np.random.default_rng(0)
     label, subject = (a.ravel() for a in np.meshgrid(np.arange(6), np.arange(SUBJECTS)))
-    x = rng.normal(np.repeat(label, 300)[:, None], 1.0, (300 * len(label), 9)).astype(np.float32)
+    x = rng.normal(np.repeat(label, 200)[:, None], 1.0, (200 * len(label), 9)).astype(np.float32)
     (tmp_path / "data" / "uci_har").mkdir(parents=True)
     np.savez(
         tmp_path / "data" / "uci_har" / "uci_har.npz",
         x=x,
-        length=np.full(len(label), 300),
+        length=np.full(len(label), 200),
         y=label,
         subject=subject + 1,
         official_test=np.zeros(len(label), np.int64),
