@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tierfed.config import Config, from_table
 from tierfed.data import open_source
 from tierfed.errors import InputError, nearest
 from tierfed.metrics import write_atomic
-from tierfed.pool import Done, begun, run_all
+from tierfed.pool import begun, run_all
 from tierfed.report.load import RunFolder
 from tierfed.reproduce.study import Case, Line, Study, merged
 from tierfed.result import Watcher
@@ -140,17 +139,16 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
     left = {name: config for name, (_, config) in wanted_runs.items() if not complete(config)}
     federated = {name: config for name, config in left.items() if wanted_runs[name][0].work is None}
     done = run_all(federated, options.jobs, "the same command goes on", watch, study.tolerant)
-    if len(done) == len(federated) and all(one.finished or one.refused for one in done.values()):
-        done |= {
-            name: _worked(case.work, config, watch)
-            for name, (case, config) in wanted_runs.items()
-            if name in left and case.work
-        }
     for name, one in done.items():
         times.add(name, one.seconds)
         if one.refused:
             missing[wanted_runs[name][0].key] = f"does not run: {one.refused}"
-    finished = len(done) == len(left) and all(one.finished or one.refused for one in done.values())
+    finished = len(done) == len(federated) and all(one.finished or one.refused for one in done.values())
+    for name, config in left.items() if finished else ():
+        if (work := wanted_runs[name][0].work) is not None:
+            start = time.monotonic()
+            work(config, watch)
+            times.add(name, time.monotonic() - start)
     for name, (case, _) in wanted_runs.items() if finished else ():
         if missing[case.key]:
             continue
@@ -171,12 +169,6 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
         finished=finished,
         runs=runs,
     )
-
-
-def _worked(work: Callable[[Config, Watcher | None], None], config: Config, watch: Watcher | None) -> Done:
-    start = time.monotonic()
-    work(config, watch)
-    return Done(True, time.monotonic() - start)
 
 
 def complete(config: Config) -> bool:
