@@ -288,7 +288,7 @@ def reproduce_table(
     options = Options(
         scale=scale,
         local=local,
-        seeds=(0,) if seeds is None else numbers(seeds),
+        seeds=STUDIES[name].seeds if seeds is None else numbers(seeds),
         data_dir=data_dir,
         methods=tuple(m.strip() for m in methods.split(",")) if methods else (),
         clients=() if clients is None else numbers(clients, "--clients"),

@@ -1,10 +1,11 @@
 """What a run would be, before it runs: tree, data, bytes per round, memory."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from tierfed.augment import Augmentation
 from tierfed.config import EngineSettings, PersonalizeSettings
+from tierfed.data.dataset import Part
 from tierfed.engine import Engine
 from tierfed.formation import forming, pending
 from tierfed.offload import BEST, SplitTask
@@ -29,6 +30,7 @@ def preview(world: World) -> dict[str, Any]:
         "algorithm": str(config.algorithm.get("name")),
         "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
         "samples_per_device": {"fewest": int(samples.min()), "most": int(samples.max())},
+        **_drawn(world),
         "tree": " - ".join(f"{n} {name}" for n, name in zip(topology.shape, topology.levels, strict=True)),
         **({} if world.augmentation is None else {"augmentation": _augmentation(world, world.augmentation)}),
         **({"team_formation": _formation(world)} if pending(world) else {}),
@@ -72,6 +74,17 @@ def _augmentation(world: World, more: Augmentation) -> dict[str, Any]:
     facts = {k: round(v, 4) if isinstance(v, float) else v for k, v in more.facts.items()}
     down, up = sum(int(t.down_bytes.sum()) for t in more.transfers), sum(int(t.up_bytes.sum()) for t in more.transfers)
     return {"kind": world.config.augment.kind, **facts, "down_bytes": down, "up_bytes": up}
+
+
+def _drawn(world: World) -> dict[str, Any]:
+    """How many rows were asked for on each device, and where the data have fewer."""
+    said = {}
+    for part, wanted in (("train", world.config.data.draw.train), ("test", world.config.data.draw.test)):
+        sizes = world.federation.sizes(cast("Part", part))
+        if wanted is not None:
+            fewer = int((sizes < wanted).sum())
+            said[part] = f"{wanted} each" + (f", fewer on {fewer} devices (fewest: {sizes.min()})" if fewer else "")
+    return {"drawn": said} if said else {}
 
 
 def _formation(world: World) -> dict[str, Any]:

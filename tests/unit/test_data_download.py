@@ -89,7 +89,7 @@ def test_data_directory(monkeypatch):
 
 def test_the_list_of_sets(tmp_path):
     assert list(sources.DATASETS) == [
-        *("watch", "uci_har", "mnist", "fashion_mnist", "cifar10", "cifar100", "emnist", "cifar10_subset"),
+        *("watch", "uci_har", "mobiact", "mnist", "fashion_mnist", "cifar10", "cifar100", "emnist", "cifar10_subset"),
     ]
     assert all(source.name == name for name, source in sources.DATASETS.items())
     assert all(source.about and source.devices and source.license for source in sources.DATASETS.values())

@@ -25,6 +25,9 @@ SIZES = [
     ("har_3nn", (3, 20, 20), 10, {}, (521_510, 0)),
     ("har_cnn", (3, 20, 20), 10, {}, (896 + 4624 + 1160 + 25_728 + 1290, 0)),
     ("har_cnn", (3, 20, 20), 10, {}, (33_698, 0)),
+    # a picture of 10 x 10 is one of 2 x 2 after two poolings: 32 x 128 + 128, and 128 x 6 + 6
+    ("har_cnn", (3, 10, 10), 6, {}, (896 + 4624 + 1160 + 4224 + 774, 0)),
+    ("har_3nn", (3, 20, 20), 10, {}, (521_510, 0)),
     ("lenet16", (3, 32, 32), 10, {}, (121_182, 0)),
     ("lenet16", (3, 32, 32), 100, {}, (128_832, 0)),
     ("lenet16_bn", (3, 32, 32), 10, {}, (121_278, 96)),
@@ -154,7 +157,7 @@ def test_parameters_depend_on_the_seed_alone_and_the_global_state_stays(seed: in
     assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
 
 
-FIXED = ["mtfl_cnn", "epflu_cnn", "har_cnn", "lenet16", "lenet16_bn", "lenet16_28"]
+FIXED = ["mtfl_cnn", "epflu_cnn", "lenet16", "lenet16_bn", "lenet16_28"]
 FIXED += ["permfl_cnn_mnist", "permfl_cnn_fmnist", "permfl_cnn_cifar100"]
 
 
@@ -168,8 +171,11 @@ def test_a_fixed_geometry_names_shape_wish_and_alternatives(name: str, shape: Sh
     assert "mlp" in message.split("models that fit: ")[1]
 
 
+HAR_LIMITS = [("har_cnn", (3, 3, 20)), ("har_cnn", (1, 20, 20)), ("har_cnn", (6, 50))]
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"), [("cnn1d", (6, 3)), ("cnn1d", (300,)), ("fedbn_cnn", (3, 2, 32)), ("mlp", ())]
+    ("name", "shape"), [("cnn1d", (6, 3)), ("cnn1d", (300,)), ("fedbn_cnn", (3, 2, 32)), ("mlp", ()), *HAR_LIMITS]
 )
 def test_an_adaptable_model_still_has_limits(name: str, shape: Shape) -> None:
     with pytest.raises(InputError, match=f"'{name}' does not fit samples of shape"):

@@ -3,7 +3,7 @@
 from tierfed.data.dataset import Dataset, Federation
 from tierfed.data.loading import federate, load
 from tierfed.data.public import public_samples
-from tierfed.data.settings import Columns, DataSettings, PartitionSettings, SplitSettings
+from tierfed.data.settings import Columns, DataSettings, DrawSettings, PartitionSettings, SplitSettings
 from tierfed.data.show import heatmap
 from tierfed.data.sources import DATASETS, Source, open_source
 
@@ -12,6 +12,7 @@ __all__ = [
     "Columns",
     "DataSettings",
     "Dataset",
+    "DrawSettings",
     "Federation",
     "PartitionSettings",
     "Source",

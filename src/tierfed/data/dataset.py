@@ -49,6 +49,8 @@ class Dataset:
     :param segment: [n] the recording that a window belongs to; None: samples are no windows
     :param start: [n] first sample of the window in its recording; goes with `segment`
     :param stop: [n] the sample after the last one of the window; goes with `segment`
+    :param triples: the channels of x [n, channels, window] that are the axes of the accelerometer and of the gyroscope,
+        in this order; none: other data
     """
 
     name: str
@@ -65,6 +67,7 @@ class Dataset:
     segment: Ints | None = None
     start: Ints | None = None
     stop: Ints | None = None
+    triples: tuple[tuple[int, int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -91,7 +94,7 @@ class Scaling:
     """What turns raw samples into a model's input: (x / divisor - mean) / std, in float64 before it is rounded.
 
     :param divisor: 255 for bytes
-    :param mean: [1, C, 1 ...] per channel; None: not standardized
+    :param mean: [1, C, 1 ...] per channel, [1, 3, height, 1] per axis and sensor of a bitmap; None: not standardized
     :param std: the same shape, positive
     """
 
@@ -121,7 +124,8 @@ class Federation:
     :param x: [n, *shape] floating point, ready for a model
     :param y: [n] int64 labels, or [n] / [n, k] targets of a regression in the type of x
     :param classes: the names of the labels 0, 1, …; none: regression
-    :param train: rows per device, ascending; no row occurs twice anywhere, but for those that the cloud shared
+    :param train: rows per device, ascending; no row occurs twice anywhere, but for those that the cloud shared, and
+        unless all devices train on all rows
     :param val: rows per device; a device may have none
     :param test: rows per device; a device may have none
     :param devices: N names

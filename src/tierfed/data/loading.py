@@ -1,18 +1,24 @@
 """From settings to a federation: source, split, partition, standardization, checks."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tierfed.data import split
 from tierfed.data.dataset import TEST, TRAIN, VAL, Bytes, Dataset, Federation, Ints, Scaling, checked
+from tierfed.data.layout import bitmap
 from tierfed.data.partition import KINDS, POOLING, follow, keep_labels, partition
 from tierfed.data.settings import DataSettings
 from tierfed.data.sources import open_source
 from tierfed.errors import InputError, nearest
 
+Held = tuple[Ints, ...]  # rows of each device
+
 # Purposes of the random streams: no two draws depend on each other.
-PARTITION, FOLLOW, SPLIT, KEEP, LABELS, DEVICES = 101, 102, 103, 104, 105, 106
+PARTITION, FOLLOW, SPLIT, KEEP, LABELS, DEVICES, DRAW = 101, 102, 103, 104, 105, 106, 107
 
 
 def load(settings: DataSettings, seed: int, dtype: torch.dtype = torch.float32) -> Federation:
@@ -27,6 +33,8 @@ def load(settings: DataSettings, seed: int, dtype: torch.dtype = torch.float32) 
 def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtype = torch.float32) -> Federation:
     """Everybody's part of a pool that is at hand already (a custom source); see `load`."""
     checked(data)
+    if settings.layout == "bitmap":
+        data = bitmap(data)
     own = _own_devices(data, settings)
     by = _resolve(data, settings, own)
     pool = _pool_parts(data, by, settings)
@@ -43,7 +51,9 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
     train, val, test = (tuple(groups[i][parts[i] == part] for i in kept) for part in (TRAIN, VAL, TEST))
     natural = data.team[kept] if own is not None and data.team is not None else None
     used = [] if natural is None else np.unique(natural).tolist()
-    scaling = _scaling(data.x, np.concatenate(train), settings.standardize)
+    if settings.draw.train is not None or settings.draw.test is not None:
+        data, (train, val, test) = _used(data, (train, val, test))
+    scaling = _scaling(data.x, np.concatenate(train), settings)
     return Federation(
         name=data.name,
         x=scaling(data.x, dtype),
@@ -51,7 +61,7 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
         features=data.features,
         y=data.y if data.classes else data.y.to(dtype),
         classes=data.classes,
-        train=train,
+        train=_pooled(train, settings) if settings.pooled else train,
         val=val,
         test=test,
         devices=tuple(names[i] for i in kept),
@@ -188,7 +198,8 @@ def _device_parts(
     else:
         carve = by == "given" and data.place is None and data.split is not None and not (data.split == VAL).any()
         parts = split.moved(labels, pool[rows], VAL, settings.split.val, rng) if carve else pool[rows]
-    return split.thinned(labels, parts, settings.train_fraction, np.random.default_rng([seed, KEEP, device]))
+    kept = split.thinned(labels, parts, settings.train_fraction, np.random.default_rng([seed, KEEP, device]))
+    return split.drawn(labels, kept, settings.draw, np.random.default_rng([seed, DRAW, device]))
 
 
 def _large_enough(name: str, devices: tuple[str, ...], sizes: Ints, settings: DataSettings) -> Ints:
@@ -208,14 +219,39 @@ def _large_enough(name: str, devices: tuple[str, ...], sizes: Ints, settings: Da
     return np.flatnonzero(sizes >= settings.min_samples)
 
 
-def _scaling(x: Tensor, train: Ints, standardize: bool | str) -> Scaling:
-    """Bytes divided by 255; mean 0 and variance 1 per channel (dimension 1) where wanted."""
-    image = x.dtype == torch.uint8
+def _used(data: Dataset, parts: Sequence[Held]) -> tuple[Dataset, list[Held]]:
+    """The pool without the samples that nobody holds, and the rows of every part in it."""
+    rows = np.unique(np.concatenate([r for part in parts for r in part]))
+    at = torch.from_numpy(rows)
+    moved = [tuple(np.searchsorted(rows, r).astype(np.int64) for r in part) for part in parts]
+    return replace(data, x=data.x[at], y=data.y[at]), moved
+
+
+def _pooled(train: Held, settings: DataSettings) -> Held:
+    """Everybody's training rows on every device."""
+    if settings.public:
+        raise InputError(
+            f"data.pooled = true lets every device train on all rows, and data.public = {settings.public} would take "
+            "some of them away; leave out one of both"
+        )
+    return (np.sort(np.concatenate(train)),) * len(train)
+
+
+def _scaling(x: Tensor, train: Ints, settings: DataSettings) -> Scaling:
+    """Bytes divided by 255; mean 0 and variance 1 per channel (dimension 1) where wanted, in a bitmap per sensor."""
+    image, standardize = x.dtype == torch.uint8, settings.standardize
     divisor = 255.0 if image else 1.0
     if standardize is False or (standardize == "auto" and image):
         return Scaling(divisor=divisor)
     rows = x[torch.from_numpy(train)].double() / divisor
-    axes = [0, *range(2, x.ndim)]
-    mean, std = rows.mean(axes, keepdim=True), rows.std(axes, correction=0, keepdim=True)
+    if settings.layout == "bitmap":  # the two sensors have other units
+        halves = [_moments(half, [0, 2, 3]) for half in rows.chunk(2, 2)]
+        mean, std = (torch.cat([half[i].expand(-1, -1, x.shape[2] // 2, -1) for half in halves], 2) for i in (0, 1))
+    else:
+        mean, std = _moments(rows, [0, *range(2, x.ndim)])
     # A feature that never changes carries nothing: it becomes 0, not 0/0.
     return Scaling(divisor=divisor, mean=mean, std=torch.where(std > 0, std, 1.0))
+
+
+def _moments(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    return x.mean(axes, keepdim=True), x.std(axes, correction=0, keepdim=True)

@@ -49,7 +49,7 @@ def follow(labels: Ints, groups: list[Ints], other: Ints, classes: int, rng: np.
         rows = rng.permutation(np.flatnonzero(other == label))
         if total == 0:
             continue
-        quota = _apportion(counts[:, label] / total * len(rows), rng)
+        quota = apportion(counts[:, label] / total * len(rows), rng)
         for device, part in enumerate(np.split(rows, np.cumsum(quota))[: len(groups)]):
             given[device].append(part)
     return [np.sort(np.concatenate([np.zeros(0, np.int64), *parts])).astype(np.int64) for parts in given]
@@ -68,7 +68,7 @@ def keep_labels(labels: Ints, settings: PartitionSettings, rng: np.random.Genera
     return rng.choice(has, k, replace=False)
 
 
-def _apportion(exact: Floats, rng: np.random.Generator) -> Ints:
+def apportion(exact: Floats, rng: np.random.Generator) -> Ints:
     """Whole numbers near `exact` with its rounded sum, by largest remainder, ties by chance; 0 stays 0."""
     # Quotients like 3 * (1/3) must not lose a whole row to rounding.
     whole = np.floor(exact + 1e-9).astype(np.int64)
@@ -106,7 +106,7 @@ def _quantity(labels: Ints, classes: int, s: PartitionSettings, rng: np.random.G
     """IID labels, uneven sizes: min_size each, the rest in lognormal(0, sigma) or Dirichlet(alpha) shares."""
     devices, dirichlet = s.number, s.law == "dirichlet"
     share = rng.dirichlet(np.full(devices, s.alpha)) if dirichlet else rng.lognormal(0, s.sigma, devices)
-    size = s.min_size + _apportion(share / share.sum() * _spare(labels, s), rng)
+    size = s.min_size + apportion(share / share.sum() * _spare(labels, s), rng)
     return np.split(rng.permutation(len(labels)), np.cumsum(size)[:-1])
 
 
@@ -251,7 +251,7 @@ def _deal_labels(classes: int, devices: int, k: int, rng: np.random.Generator) -
 
 def _by_share(labels: Ints, share: Floats, s: PartitionSettings, rng: np.random.Generator) -> list[Ints]:
     """`size` rows for each device, the labels in the shares [N, C]."""
-    counts = np.stack([_apportion(row * s.size, rng) for row in share])
+    counts = np.stack([apportion(row * s.size, rng) for row in share])
     pools = _shuffled_by_label(labels, share.shape[1], rng)
     for label, rows in enumerate(pools):
         if (wanted := counts[:, label].sum()) > len(rows):

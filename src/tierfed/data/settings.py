@@ -88,6 +88,22 @@ class PartitionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """How many of its rows each device keeps, drawn once per seed after the split; validation rows stay as they are.
+
+    :param train: training rows of a device, or all it has where these are fewer. Numbers per label are random: shares
+        from Dir(alpha), as far as there are rows, at least one row of every label; none: all
+    :param test: test rows of a device, the same number of every label it trains on (one more of some where the labels
+        do not divide it); fewer of all where one label has fewer; none: all
+    :param alpha: concentration of the shares of labels in training; small is more uneven
+    """
+
+    train: Count | None = None
+    test: Count | None = None
+    alpha: Positive = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Everything about the data of a run.
 
@@ -105,6 +121,10 @@ class DataSettings:
     :param public: share of every device's training rows that goes to the cloud before the run, as data of its own
     :param public_path: an npz, csv or parquet file with the cloud's data, in the place of `public`: raw samples with
         the shape, the columns and the classes of all others
+    :param pooled: every device trains on the training rows of all devices; with FedAvg and topology.participation = 1
+        that is training in one place, the baseline without any federation. Test rows stay those of each device
+    :param layout: of a window of worn sensors. "signal": [channels, window]; "bitmap": [3, height, width], a pixel is
+        a triple of axes, those of the accelerometer in order of time, row by row, then those of the gyroscope
     :param min_samples: the fewest training rows that a device may have
     :param too_small: what to do with a device that has fewer
     :param window: samples per window (recordings)
@@ -121,6 +141,8 @@ class DataSettings:
     devices: Count | None = None
     public: Fraction = 0.0
     public_path: str | None = None
+    pooled: bool = False
+    layout: Literal["signal", "bitmap"] = "signal"
     min_samples: Count = 2
     too_small: Literal["error", "drop"] = "error"
     window: Count = 50
@@ -128,3 +150,4 @@ class DataSettings:
     columns: Columns = field(default_factory=Columns)
     split: SplitSettings = field(default_factory=SplitSettings)
     partition: PartitionSettings = field(default_factory=PartitionSettings)
+    draw: DrawSettings = field(default_factory=DrawSettings)

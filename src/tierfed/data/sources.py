@@ -7,6 +7,7 @@ from pathlib import Path
 from tierfed.data import images, sensors, tables
 from tierfed.data.dataset import Dataset
 from tierfed.data.download import Remote, fetch, resolve
+from tierfed.data.mobiact import files_in, mobiact
 from tierfed.data.settings import DataSettings
 from tierfed.errors import InputError, nearest
 
@@ -104,6 +105,8 @@ def _place(name: str, data_dir: str | None) -> Path | None:
     inside = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "uci_har": "UCI HAR Dataset"}
     if name in inside and (folder / inside[name]).is_dir():
         return folder / inside[name]
+    if name == "mobiact" and next(files_in(folder), None) is not None:
+        return folder
     if name == "fashion_mnist" and all((DEBIAN_FASHION_MNIST / n).is_file() for n in names):
         return DEBIAN_FASHION_MNIST
     return None
@@ -125,9 +128,10 @@ def _located(name: str, settings: DataSettings) -> Path:
     if name in REMOTES:
         fetch(REMOTES[name], folder)
         return folder / REMOTES[name][0].name if len(REMOTES[name]) == 1 else folder
+    official = {"uci_har": "uci_har.npz or the official folder", "mobiact": "its folder of annotated data"}
+    what = official.get(name, f"{name}.npz")
     raise InputError(
-        f"{name} is not here and cannot be downloaded by itself; put {name}.npz"
-        f"{' or the official folder' if name == 'uci_har' else ''} into {folder}, "
+        f"{name} is not here and cannot be downloaded by itself; put {what} into {folder}, "
         f"or name your data directory (data.dir, or the variable TIERFED_DATA)"
     )
 
@@ -162,6 +166,10 @@ def _uci_har(settings: DataSettings) -> Dataset:
     return sensors.uci_har_npz(path, settings)
 
 
+def _mobiact(settings: DataSettings) -> Dataset:
+    return mobiact(_located("mobiact", settings), settings)
+
+
 def _here(name: str) -> Callable[[str | None], bool]:
     return lambda data_dir: _place(name, data_dir) is not None
 
@@ -186,6 +194,15 @@ DATASETS: dict[str, Source] = {
             origin="archive.ics.uci.edu, set 240: put it there by hand",
             available=_here("uci_har"),
             open=_uci_har,
+        ),
+        Source(
+            name="mobiact",
+            about="10 daily activities, smartphone in the pocket, 6 channels at 200 Hz (data.window = 200 is 1 s)",
+            devices="the subjects with all activities (of 67)",
+            license="on request from its authors, for research; may not be passed on",
+            origin="MobiAct 2.0, doi 10.5220/0005792401430151: put its annotated data there by hand",
+            available=_here("mobiact"),
+            open=_mobiact,
         ),
         Source(
             name="mnist",

@@ -4,7 +4,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tierfed.data.dataset import LEFT_OUT, TEST, TRAIN, VAL, Bytes, Ints, Place
-from tierfed.data.settings import SplitSettings
+from tierfed.data.partition import apportion
+from tierfed.data.settings import DrawSettings, SplitSettings
+from tierfed.errors import InputError
 
 
 def by_recording(place: Place, test: float, val: float, among: Ints | None = None) -> Bytes:
@@ -89,3 +91,59 @@ def thinned(labels: Ints, parts: Bytes, fraction: float, rng: np.random.Generato
         rows = np.flatnonzero(parts == part)
         out[rows[take(labels[rows], 1 - fraction, rng)]] = LEFT_OUT
     return out
+
+
+def drawn(labels: Ints, parts: Bytes, settings: DrawSettings, rng: np.random.Generator) -> Bytes:
+    """[n] the same parts, but with a random number of training rows of every label and as many test rows of each; -1
+    for the others.
+
+    :param labels: [n] of the device's rows
+    :raises InputError: fewer training rows are wanted than there are labels
+    """
+    out, fit = parts.copy(), parts == TRAIN
+    known = np.unique(labels[fit])
+    if settings.train is not None:
+        want = _uneven(np.array([(labels[fit] == c).sum() for c in known], np.int64), settings, rng)
+        _keep(out, [np.flatnonzero(fit & (labels == c)) for c in known], want, rng)
+    if settings.test is not None:
+        rows = [np.flatnonzero((parts == TEST) & (labels == c)) for c in known]
+        rows = [r for r in rows if len(r)]
+        out[parts == TEST] = LEFT_OUT
+        _keep(out, rows, _even(np.array([len(r) for r in rows], np.int64), settings.test, rng), rng, TEST)
+    return out
+
+
+def _uneven(there: Ints, settings: DrawSettings, rng: np.random.Generator) -> Ints:
+    """[C] rows of each label: `train` in all or all there are, by random shares, at least one of each."""
+    total, labels = min(settings.train or 0, int(there.sum())), len(there)
+    if total < labels:
+        raise InputError(
+            f"data.draw.train = {settings.train}, but a device has {labels} labels and keeps a row of each; take more"
+        )
+    share, want = rng.dirichlet(np.full(labels, settings.alpha)), np.ones(labels, np.int64)
+    while missing := total - int(want.sum()):
+        room = there - want
+        # Tiny shares are rounded to nothing; what is left then goes to all labels alike.
+        open_ = np.where(room > 0, np.maximum(share, 1e-12), 0.0)
+        want += np.minimum(apportion(open_ / open_.sum() * missing, rng), room)
+    return want
+
+
+def _even(there: Ints, test: int, rng: np.random.Generator) -> Ints:
+    """[C] the same number of each label, `test` in all as far as the label with the fewest rows allows."""
+    if not len(there):
+        return there
+    each, rest = divmod(test, len(there))
+    if there.min() < each:
+        return np.full(len(there), there.min())
+    more = rng.permutation(np.flatnonzero(there > each))[:rest]
+    want = np.full(len(there), each)
+    want[more] += 1
+    return want
+
+
+def _keep(out: Bytes, rows: list[Ints], want: Ints, rng: np.random.Generator, part: int = TRAIN) -> None:
+    """Puts a random choice of the rows of each label into a part, and leaves the others out."""
+    for some, number in zip(rows, want, strict=True):
+        out[some] = LEFT_OUT
+        out[rng.permutation(some)[:number]] = part

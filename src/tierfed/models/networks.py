@@ -180,13 +180,16 @@ def har_3nn(shape: Shape, outputs: int, *, hidden: tuple[Count, ...] = (400, 100
 
 
 def har_cnn(shape: Shape, outputs: int) -> nn.Sequential:
-    """PerFit's network on a window drawn as an image: conv3x3 same of 32, 16, 8 channels, fc 200-128: 33,698."""
+    """PerFit's network on a window drawn as an image: conv3x3 same of 32, 16, 8 channels, two poolings, fc 128.
+
+    33,698 parameters for pictures of 3x20x20 and 10 classes; the dense layer follows the size of the picture.
+    """
     _require("har_cnn", shape)
     return _chain(
         _conv(1, nn.Conv2d(3, 32, 3, padding=1)),
         _conv(2, nn.Conv2d(32, 16, 3, padding=1)),
         _conv(3, nn.Conv2d(16, 8, 3, padding=1), pool=None),
-        _dense(8 * 5 * 5, (128,), outputs),
+        _dense(8 * (shape[1] // 4) * (shape[2] // 4), (128,), outputs),
     )
 
 
@@ -309,7 +312,11 @@ _ROWS = (
     _info("mtfl_cnn", mtfl_cnn, (3, 32, 32), "convolutional network with batch norm for CIFAR-10", _MTFL),
     _info("epflu_cnn", epflu_cnn, (3, 32, 32), "convolutional network with batch norm for CIFAR-10", _EPFLU),
     _any_shape(_info("har_3nn", har_3nn, (1200,), "three-layer perceptron for activity windows", _PERFIT)),
-    _info("har_cnn", har_cnn, (3, 20, 20), "convolutional network for activity windows drawn as images", _PERFIT),
+    replace(
+        _info("har_cnn", har_cnn, (3, 20, 20), "convolutional network for activity windows drawn as images", _PERFIT),
+        wants="[3, height, width] of at least 4x4 pixels",
+        fits=lambda got: len(got) == 3 and got[0] == 3 and min(got[1:]) >= 4,
+    ),
     _info("lenet16", lenet16, (3, 32, 32), "LeNet for CIFAR", _PFEDHN),
     _info("lenet16_bn", lenet16_bn, (3, 32, 32), "LeNet with batch norm for CIFAR", _PFEDLA),
     _info("lenet16_28", lenet16_28, (1, 28, 28), "LeNet for EMNIST and Fashion-MNIST", _PFEDLA),

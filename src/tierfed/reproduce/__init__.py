@@ -3,6 +3,7 @@
 from tierfed.reproduce import (
     comparison,
     jobfed_partitions,
+    perfit,
     permfl_participation,
     permfl_table1,
     permfl_teams,
@@ -42,6 +43,7 @@ STUDIES: dict[str, Study] = {
         pfedla_table3.STUDY,
         pfedla_fig6.STUDY,
         jobfed_partitions.STUDY,
+        perfit.STUDY,
         comparison.STUDY,
     )
 }

@@ -144,6 +144,7 @@ def markdown(outcome: Outcome) -> str:
         *([text] if (text := left_out(outcome)) else []),
         *_ranked(outcome),
         *_pictures(outcome),
+        *(study.claims(outcome) if study.claims else []),
         "## What the paper leaves open, and what is different",
         "\n".join(f"- {note}" for note in study.notes),
         *_setting(study),
@@ -163,7 +164,7 @@ def command(outcome: Outcome) -> str:
     options = [
         *([f"--scale {o.scale:g}"] if o.scale != 1 else []),
         *([f"--local-scale {o.local:g}"] if o.local != 1 else []),
-        *([f"--seeds {','.join(map(str, o.seeds))}"] if o.seeds != (0,) else []),
+        *([f"--seeds {','.join(map(str, o.seeds))}"] if o.seeds != outcome.study.seeds else []),
         *([f"--methods {','.join(o.methods)}"] if o.methods else []),
         *([f"--clients {','.join(map(str, o.clients))}"] if o.clients else []),
         *(["--accuracy"] if o.accuracy else []),

@@ -137,12 +137,18 @@ def reproduce(study: Study, folder: Path, options: Options, watch: Watcher | Non
         for seed in options.seeds
     }
     left = {name: config for name, (_, config) in wanted_runs.items() if not complete(config)}
-    done = run_all(left, options.jobs, "the same command goes on", watch, study.tolerant)
+    federated = {name: config for name, config in left.items() if wanted_runs[name][0].work is None}
+    done = run_all(federated, options.jobs, "the same command goes on", watch, study.tolerant)
     for name, one in done.items():
         times.add(name, one.seconds)
         if one.refused:
             missing[wanted_runs[name][0].key] = f"does not run: {one.refused}"
-    finished = len(done) == len(left) and all(one.finished or one.refused for one in done.values())
+    finished = len(done) == len(federated) and all(one.finished or one.refused for one in done.values())
+    for name, config in left.items() if finished else ():
+        if (work := wanted_runs[name][0].work) is not None:
+            start = time.monotonic()
+            work(config, watch)
+            times.add(name, time.monotonic() - start)
     for name, (case, _) in wanted_runs.items() if finished else ():
         if missing[case.key]:
             continue
@@ -198,7 +204,7 @@ def _wanted(study: Study, options: Options) -> set[str]:
 
 def _reason(case: Case, options: Options, wanted: set[str]) -> str:
     """Why a case is not run, whatever data there are; empty: it is."""
-    if case.algorithm not in known():
+    if case.work is None and case.algorithm not in known():
         return _unknown(case.algorithm)
     if case.method not in wanted or (options.clients and case.clients not in options.clients):
         return NOT_ASKED

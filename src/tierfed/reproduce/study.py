@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tierfed.config import Config
 from tierfed.report.load import RunFolder
+from tierfed.result import Watcher
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,12 +26,15 @@ class Case:
     :param tables: an ordinary config; seed, data directory, folder and scaled rounds are put in by the command
     :param label: what --methods calls it; the algorithm's name by default
     :param costly: it is run only when asked for (--accuracy)
+    :param work: writes the run folder in the place of `tierfed.run`: a baseline that is no federated training, with an
+        algorithm that the registry need not know
     """
 
     key: str
     tables: Tables
     label: str = ""
     costly: bool = False
+    work: Callable[[Config, Watcher | None], None] | None = None
 
     @property
     def algorithm(self) -> str:
@@ -116,6 +121,8 @@ class Study:
     :param notes: what the paper leaves open and how it was filled in, what differs
     :param ranked: quantities by which methods are put in order, the paper's beside ours
     :param figures: what is drawn of its runs
+    :param claims: what a paper says in words, checked, and tables of figures: more parts of its page
+    :param seeds: that are run unless told otherwise
     :param tolerant: a run that refuses its config stands in the table with the reason, and the others go on
     :param view: its own way to be shown
     """
@@ -129,6 +136,8 @@ class Study:
     notes: tuple[str, ...]
     ranked: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
+    claims: Callable[["Outcome"], list[str]] | None = None
+    seeds: tuple[int, ...] = (0,)
     tolerant: bool = False
     view: View | None = None
 
