@@ -1,9 +1,6 @@
 """A run and its folder: begin, loop, stop, resume."""
 
-import copy
-import math
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,17 +14,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
 from tierfed.config import Config, GridSettings, from_table, load_config, read, to_toml
 from tierfed.errors import InputError
 from tierfed.frames import dataset
 from tierfed.metrics import Row, main_metric, write_atomic
 from tierfed.record import kind
 from tierfed.result import Progress, Result, Watcher
-from tierfed.session import Session, fingerprint, on_disk
+from tierfed.session import Session, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
 from tierfed.store import DiskStore, MemoryStore, disk_error
-from tierfed.tree import Params
 
 __all__ = [
     "Progress",
@@ -89,7 +86,7 @@ def run(
         with on_disk(path):
             write_atomic(path / "config.toml", to_toml(config))
         store = DiskStore(path / "state", world.device)
-        _keep_begun(store, world, module)
+        keep_begun(store, world, module)
         return _loop(world, store, path, [], [], watch, baseline, start)
     except InputError:
         if store is None or not store.meta:  # not even the first commit: nothing that could be resumed
@@ -123,20 +120,20 @@ def resume(
         data = dataset(data, config.data.columns)
     store = DiskStore(path / "state")
     try:
-        _check_config(store, path, config)
+        check_config(store, path, config)
         if module is not None:
-            module = _as_begun(store, module)
-        world = prepare(config, data, module, begun=_begun_with(store), tell=_teller(config, path, watch))
+            module = as_begun(store, module)
+        world = prepare(config, data, module, begun=begun_with(store), tell=_teller(config, path, watch))
         store.move(world.device)
         baseline = read_baseline(world)
-        _check_data(store, path, world)
+        check_data(store, path, world)
         if store.meta and rounds is not None:
             with on_disk(path):
                 write_atomic(path / "config.toml", to_toml(config))
         if not store.meta:
-            _keep_begun(store, world, module)
+            keep_begun(store, world, module)
         start = None if store.meta else _left(world, data, module)
-        rows, happened = _replay(store)
+        rows, happened = replay(store)
         return _loop(world, store, path, rows, happened, watch, baseline, start)
     finally:
         store.close()
@@ -158,16 +155,16 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
     try:
         if not store.meta:
             raise none
-        _check_config(store, path, config)
+        check_config(store, path, config)
         world = prepare(
             config,
             None if data is None else dataset(data, config.data.columns),
-            None if module is None else _as_begun(store, module),
-            begun=_begun_with(store),
+            None if module is None else as_begun(store, module),
+            begun=begun_with(store),
         )
         store.move(world.device)
-        _check_data(store, path, world)
-        rows, happened = _replay(store)
+        check_data(store, path, world)
+        rows, happened = replay(store)
         session = Session(world, world.engine(store), store, path, rows, happened, None, None, identity(world))
         session.engine.restore(store.meta)
         yield Result(
@@ -258,28 +255,6 @@ def make_folder(path: Path) -> None:
         raise disk_error(path, err) from None
 
 
-def _check_config(store: DiskStore, path: Path, config: Config) -> None:
-    if store.meta and store.meta["fingerprint"] != fingerprint(config):
-        raise InputError(f"{path / 'config.toml'} was changed since the run began; undo that, or start a new run")
-    done = int(store.meta.get("round", 0))
-    if config.run.rounds < done and not store.meta.get("stopped"):
-        raise InputError(f"the run in {path} has trained {done} rounds already; {config.run.rounds} is less than that")
-    store.verify()
-
-
-def _keep_begun(store: DiskStore, world: World, module: nn.Module | None) -> None:
-    """What a run that goes on cannot make again from its config, or not without training it again."""
-    given = {} if module is None else {"init": world.task.init()}
-    for name, params in {**given, **world.begun}.items():
-        store.put(name, 0, params)
-
-
-def _begun_with(store: DiskStore) -> dict[str, Params]:
-    """The tables of `World.begun` that a run was begun with."""
-    found = {name: store.get(name, 0) for name in ("init", "generator")}
-    return {name: params for name, params in found.items() if params is not None}
-
-
 def _teller(config: Config, path: Path | None, watch: Watcher | None) -> Callable[[str], None] | None:
     """Tells a watcher what goes on before round 0."""
     if watch is None:
@@ -288,56 +263,6 @@ def _teller(config: Config, path: Path | None, watch: Watcher | None) -> Callabl
         name=path.name if path else "run", round=0, rounds=config.run.rounds, scores={}, evaluated=False, bytes=0
     )
     return lambda text: watch(replace(start, doing=text))
-
-
-def _as_begun(store: DiskStore, module: nn.Module) -> nn.Module:
-    """The module with the initial values of the run, whatever it holds by now."""
-    first = store.get("init", 0)
-    if first is None:
-        return module
-    own = {k: list(v.shape) for k, v in module.state_dict().items() if k in first}
-    if own != {k: list(v.shape) for k, v in first.items()}:
-        raise InputError(
-            "the module is not the one that the run was begun with: its parameters have other names or shapes"
-        )
-    module = copy.deepcopy(module)
-    module.load_state_dict(first, strict=False)
-    return module
-
-
-def identity(world: World) -> dict[str, Any]:
-    """What tells one federation from another; of x only the norm, for its last bits may differ between machines."""
-    f, crc = world.federation, 0
-    for array in (f.y.contiguous().numpy(), *f.train, *f.val, *f.test):
-        crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
-    crc = zlib.crc32("\n".join(f.devices).encode(), crc)
-    norm = float(torch.linalg.vector_norm(f.x, dtype=torch.float64)) if f.x.is_floating_point() else float(f.x.sum())
-    public = world.task.public
-    if world.config.data.public_path is not None and public is not None:
-        crc = zlib.crc32(public.y.cpu().numpy().tobytes(), crc)
-        norm = math.hypot(norm, float(torch.linalg.vector_norm(public.x, dtype=torch.float64)))
-    return {"crc": crc, "shape": list(f.x.shape), "norm": norm}
-
-
-def _check_data(store: DiskStore, path: Path, world: World) -> None:
-    if not store.meta:
-        return
-    before, now = store.meta.get("data"), identity(world)
-    same = before is not None and {**before, "norm": 0} == {**now, "norm": 0}
-    if not (same and before is not None and math.isclose(before["norm"], now["norm"], rel_tol=1e-5)):
-        raise InputError(
-            f"the data of the run in {path} are not those that it began with ({world.federation.name}); restore them, "
-            "or start a new run"
-        )
-
-
-def _replay(store: DiskStore) -> tuple[list[Row], list[dict[str, Any]]]:
-    rows: list[Row] = []
-    happened: list[dict[str, Any]] = []
-    for entry in store.logs():
-        rows += [Row(*r) for r in entry["rows"]]
-        happened += entry["events"]
-    return rows, happened
 
 
 def _loop(

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from support import Ids, gap, make_engine, records, toy_plan, toy_settings
 from tierfed.algorithm import Algorithm
-from tierfed.engine.base import Engine, RoundLog
+from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import models
+from tierfed.engine.log import RoundLog
 from tierfed.faults import Faults
 from tierfed.plan import Plan
 from tierfed.task import Task

@@ -1,6 +1,7 @@
 """Engines: how a round of an algorithm is walked over a tree."""
 
-from tierfed.engine.base import Engine, RoundLog
+from tierfed.engine.base import Engine
+from tierfed.engine.log import RoundLog
 from tierfed.engine.serial import Serial
 from tierfed.engine.vectorized import Vectorized
 

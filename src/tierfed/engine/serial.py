@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tierfed.engine.base import Engine, Flags, Ids, RoundLog
+from tierfed.engine.base import Engine, Flags, Ids
+from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Counts, Poll, Reply, Weighing, visit
 from tierfed.tree import Tree, row, stack
 from tierfed.wire import decode, encode, payload_bytes

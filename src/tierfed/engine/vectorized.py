@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from tierfed.algorithm import Data, Info, Tier
-from tierfed.engine.base import Engine, Flags, Ids, RoundLog
+from tierfed.engine.base import Engine, Flags, Ids
+from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Walk, mean_of_chain
 from tierfed.tree import Tree, row, stack, tmap, where, zeros
 from tierfed.wire import payload_bytes
