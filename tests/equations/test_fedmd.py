@@ -157,6 +157,14 @@ def test_the_last_batch_is_filled_up() -> None:
 
 
 @kinds
+def test_the_clock_charges_the_digest(kind: str) -> None:
+    """One batch of two samples, and two passes over three public ones."""
+    task, plan = world([1.0] * 4)
+    log = make_engine(kind, FedMD(subset=3, digest_epochs=2), task, plan).step()
+    assert sorted(n for v in log.visits for n in v.samples.tolist()) == [2 + 2 * 3] * 3
+
+
+@kinds
 def test_what_is_begun_with_is_made_once(kind: str) -> None:
     """`init` trains; it is a pure function of the model, so that one device pays for all."""
     engine = make_engine(kind, make("fedmd", {"subset": 5}), toy_task(), toy_plan())

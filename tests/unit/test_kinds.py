@@ -12,6 +12,7 @@ import tierfed
 from tierfed.config import KindSettings, ModelSettings, from_table
 from tierfed.errors import InputError
 from tierfed.kinds import assign, labels
+from tierfed.settings import table
 from tierfed.setup import World, prepare
 
 NAMES = tuple(f"d{i}" for i in range(6))
@@ -129,6 +130,13 @@ def test_one_way_to_name_the_networks() -> None:
     config = tierfed.load_config({"data": {"source": "watch"}, "model": {"kinds": list(two)}})
     with pytest.raises(InputError, match=r"\[\[model.kinds\]\] and a module at hand"):
         prepare(config, module=nn.Linear(3, 3))
+
+
+def test_a_config_without_kinds_is_what_it_was() -> None:
+    """A run that was begun before there were kinds has the same fingerprint, and goes on."""
+    tables = table(from_table({}))
+    assert tables["model"].keys() == {"name", "loss", "weight_decay", "options"}
+    assert "public_path" not in tables["data"]
 
 
 def test_teams_by_models_need_one_model() -> None:
