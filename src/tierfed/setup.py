@@ -176,6 +176,7 @@ def prepare(
         at = torch.from_numpy(train[i][: plan.width(i)]).to(device)
         with about(config.model, k):
             task.verify(x[at], y[at])
+            algorithm.tiers(task, topology.shape)  # what it asks of a model is asked of every one
     check_tree(config, algorithm, tasks[0], topology)
     check_personalization(config, algorithm, tasks, kinds, plan, federation, topology)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from tierfed.algorithm import Tier
 from tierfed.data import Federation
@@ -37,11 +38,11 @@ class Start:
 
 
 def left_by(before: Result, world: World) -> Start:
-    """What a finished run has left for a world with the same devices and the same model.
+    """What a finished run has left for a world with the same devices and the same models.
 
     The common model is the cloud's. Entries that the cloud does not have are the sample-weighted mean of the devices'
-    models. What this costs is counted: the last message that every device gets, and what the devices send of their
-    models where the tiers begin with something that the cloud does not have.
+    models; different models have none in common. What this costs is counted: the last message that every device gets,
+    and what the devices send of their models where the tiers begin with something that the cloud does not have.
 
     :raises InputError: the run is not finished, or at another round than asked for; other devices, another model; no
         global model where one is asked for
@@ -49,7 +50,7 @@ def left_by(before: Result, world: World) -> Start:
     asked, engine = world.config.start, before.engine
     _check(before, world)
     cloud = engine.tiers[0].model(engine.kept(0, 0)) or {}
-    complete = cloud.keys() >= set(world.task.keys)
+    complete = world.kinds is None and cloud.keys() >= set(world.task.keys)
     if asked.of == "global" and not complete:
         raise InputError(
             f"{before.world.config.algorithm.get('name')} has no complete global model to begin with; take the "
@@ -57,12 +58,11 @@ def left_by(before: Result, world: World) -> Start:
         )
     n = np.arange(len(world.federation))
     own = tuple(m.personal_pre for m in models(engine, n, post=False)) if asked.of == "personal" else ()
-    keys = world.task.keys
-    common = take(cloud, keys) if complete else {**_mean(own, world, keys), **cloud}
+    common = world.task.init() if world.kinds is not None else _common(cloud, own, world)
     same_tree = before.world.config.topology == world.config.topology
     return Start(
         common=_like(common, world.task.init()),
-        own=tuple(_like(p, world.task.init()) for p in own),
+        own=tuple(_like(p, world.task_of(i).init()) for i, p in enumerate(own)),
         parents=[p.tolist() for p in engine.topology.parents] if same_tree else None,
         transfers=_handed_over(engine, world, common, own, cloud.keys()),
         round=engine.round,
@@ -87,8 +87,7 @@ def _check(before: Result, world: World) -> None:
             f"{before.folder}; give both the same [data] and run.seed (else a model would be tested on what it "
             "was trained with)"
         )
-    here, there = world.task.init(), before.world.task.init()
-    if {k: v.shape for k, v in here.items()} != {k: v.shape for k, v in there.items()}:
+    if any(_shapes(world, i) != _shapes(before.world, i) for i in range(len(second))):
         raise InputError(f"the run in {before.folder} has another model than this one; give both the same [model]")
 
 
@@ -96,10 +95,18 @@ def _same_rows(a: Federation, b: Federation, part: Part) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a.part(part), b.part(part), strict=True))
 
 
-def _mean(own: Sequence[Params], world: World, keys: Sequence[str]) -> Params:
-    """The mean of the devices' models, weighted by their samples."""
+def _shapes(world: World, device: int) -> dict[str, torch.Size]:
+    """The shapes of a device's model."""
+    return {k: v.shape for k, v in world.task_of(device).init().items()}
+
+
+def _common(cloud: Params, own: Sequence[Params], world: World) -> Params:
+    """The cloud's model; what it lacks is the mean of the devices', weighted by their samples."""
+    keys = world.task.keys
+    if cloud.keys() >= set(keys):
+        return take(cloud, keys)
     share = world.plan.samples / world.plan.samples.sum()
-    return weighted_mean([take(p, keys) for p in own], share)
+    return {**weighted_mean([take(p, keys) for p in own], share), **cloud}
 
 
 def _like(params: Params, initial: Params) -> Params:

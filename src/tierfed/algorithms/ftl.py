@@ -15,6 +15,8 @@ from tierfed.tree import Params, Tree
 
 @dataclass(frozen=True, kw_only=True)
 class FTL(Tuning):
+    mixed_models = True
+
     def shared(self, task: Task) -> list[str]:
         return []
 
