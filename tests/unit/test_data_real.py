@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from tierfed.data import DATASETS, DataSettings, PartitionSettings, load, open_source
+from tierfed.data import DATASETS, DataSettings, DrawSettings, PartitionSettings, SplitSettings, load, open_source
 
 
 def opened(name):
@@ -58,3 +58,15 @@ def test_cifar10_subset():
     data = opened("cifar10_subset")
     assert data.x.shape == (24000, 3, 32, 32)
     np.testing.assert_array_equal(np.bincount(data.y[data.split == 2]), [400] * 10)
+
+
+def test_thirty_subjects_with_480_windows_to_train_on_and_160_to_test_on():
+    opened("uci_har")
+    draw = DrawSettings(train=480, test=160, alpha=3.0)
+    split = SplitSettings(by="time", test=0.3, val=0.0)
+    fed = load(DataSettings(source="uci_har", step=10, layout="bitmap", draw=draw, split=split), 0)
+    assert fed.shape == (3, 10, 10)
+    assert fed.sizes("train").tolist() == [480] * 30
+    # 160 = 4 x 27 + 2 x 26
+    assert np.sort(fed.label_counts("test"), 1).tolist() == [[26, 26, 27, 27, 27, 27]] * 30
+    assert (fed.label_counts("train") > 0).all()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -199,6 +200,14 @@ class TestPage:
         assert "FD-1" not in text[text.index("Figure 7, accuracy of a client") :].partition("##")[0]
         assert "not checked: needs FD-1, FD-2" in text
         assert "## MobiAct" not in text
+
+    def test_data_that_are_not_here_are_one_sentence(self, outcome: Outcome) -> None:
+        lines = [e for e in outcome.entries if e.line.data == "MobiAct"]
+        entries = tuple(replace(e, missing="skipped: not here") if e in lines else e for e in outcome.entries)
+        text = markdown(replace(outcome, entries=entries))
+        assert f"\n\n{len(lines)} more lines are about MobiAct, which is not in the data directory.\n" in text
+        assert "| MobiAct |" not in text
+        assert "| MobiAct |" in markdown(outcome)
 
     def test_times_by_that_of_three_clients(self, outcome: Outcome) -> None:
         """A round lasts K virtual seconds, there are four; the runs took 60 s each, one of those with K = 30 300 s."""

@@ -37,14 +37,27 @@ def scale_text(outcome: Outcome) -> str:
 
 
 def shown(outcome: Outcome) -> list[Entry]:
-    """The lines that were asked for."""
-    return [e for e in outcome.entries if e.missing != NOT_ASKED]
+    """The lines that were asked for, without those on a data set that not everybody can have and that is not here."""
+    absent = _absent(outcome)
+    return [e for e in outcome.entries if e.missing != NOT_ASKED and e.line.data not in absent]
 
 
 def left_out(outcome: Outcome) -> str:
-    """How many lines were not asked for, in one sentence; empty: none."""
-    n = len(outcome.entries) - len(shown(outcome))
-    return f"{n} more lines of the study were not asked for (--methods, --clients)." if n else ""
+    """How many lines were not asked for or have no data, in a sentence for each; empty: none."""
+    absent = _absent(outcome)
+    n = sum(e.missing == NOT_ASKED and e.line.data not in absent for e in outcome.entries)
+    said = [f"{n} more lines of the study were not asked for (--methods, --clients)."] if n else []
+    for data in absent:
+        lines = sum(e.line.data == data for e in outcome.entries)
+        said.append(f"{lines} more lines are about {data}, which is not in the data directory.")
+    return " ".join(said)
+
+
+def _absent(outcome: Outcome) -> list[str]:
+    """The data sets of `Study.optional` that are not to be had."""
+    skipped = {e.line.data for e in outcome.entries if e.missing.startswith("skipped:")}
+    there = {e.line.data for e in outcome.entries if e.values}
+    return [data for data in outcome.study.optional if data in skipped - there]
 
 
 def rankings(outcome: Outcome) -> list[tuple[str, str, str, str, float]]:

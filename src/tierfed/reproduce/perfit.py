@@ -244,6 +244,7 @@ STUDY = Study(
     unit="% accuracy, points, numbers of a message, virtual seconds",
     cases=tuple(_case(source, name) for source in SETS for name in OWN),
     lines=(*(line for source in SETS for line in _lines(source)), *_counted()),
+    optional=(SETS["mobiact"].title,),
     seeds=(0, 1, 2, 3, 4),
     figures=tuple(figure for source in SETS for figure in _figures(source)),
     claims=partial(perfit_page.claims, {source: _models(source) for source in SETS}),

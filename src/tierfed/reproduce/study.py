@@ -122,6 +122,7 @@ class Study:
     :param ranked: quantities by which methods are put in order, the paper's beside ours
     :param figures: what is drawn of its runs
     :param claims: what a paper says in words, checked, and tables of figures: more parts of its page
+    :param optional: data sets (`Line.data`) that not everybody can have: one sentence where they are not to be had
     :param seeds: that are run unless told otherwise
     :param tolerant: a run that refuses its config stands in the table with the reason, and the others go on
     :param view: its own way to be shown
@@ -137,6 +138,7 @@ class Study:
     ranked: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     claims: Callable[["Outcome"], list[str]] | None = None
+    optional: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     tolerant: bool = False
     view: View | None = None
