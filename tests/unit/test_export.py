@@ -330,6 +330,17 @@ def test_a_card_is_the_same_after_json() -> None:
         from_json('{"model": "mlp"}', "x")
 
 
+def test_a_picture_whose_rows_are_different_sensors() -> None:
+    """Two channels of two rows: each has a mean and a deviation of its own."""
+    facts = card(mean=(1.0, 2.0, 3.0, 4.0), std=(1.0, 2.0, 1.0, 2.0), shape=(2, 2, 1))
+    got = facts.prepare(torch.full((1, 2, 2, 1), 4.0))
+    assert got.flatten().tolist() == [3.0, 1.0, 1.0, 0.0]
+    whole = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    out = infer(graphs.to_bytes(whole, facts), torch.full((1, 2, 2, 1), 4.0))["logits"]
+    with torch.no_grad():
+        assert np.allclose(out, whole(got).numpy(), atol=1e-6)
+
+
 class TestPruning:
     @pytest.fixture
     def net(self) -> nn.Sequential:

@@ -55,7 +55,12 @@ class TestStudy:
 
     def test_the_numbers_of_the_networks_are_the_papers(self) -> None:
         counted = {line.method: (line.count(), line.paper) for line in STUDY.lines if line.count}
-        assert counted == {"FTL-3NN": (521_510, 521_510), "FTL-CNN": (33_698, 33_698)}
+        assert counted == {
+            "FTL-3NN": (521_510, 521_510),
+            "FTL-CNN": (33_698, 33_698),
+            "FD-1": (5_000, 5_000),
+            "FD-2": (5_000, 5_000),
+        }
 
     def test_published_accuracies(self) -> None:
         assert {m.title: m.paper for m in perfit.METHODS if m.paper} == {

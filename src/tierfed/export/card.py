@@ -1,6 +1,7 @@
 """What an exported file says about itself: which network, what its input is made of, where it comes from."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
@@ -22,7 +23,8 @@ class ModelCard:
     :param classes: the names of the labels 0, 1, …; none: regression
     :param dtype: of what the model computes in
     :param raw_dtype: of the samples as the source gives them: "uint8" or "float32"
-    :param divisor: with mean and std [C] (none: not standardized) what makes an input: (raw / divisor - mean) / std
+    :param divisor: with mean and std (none: not standardized) what makes an input: (raw / divisor - mean) / std; they
+        have a number per channel [C], or where the rows of a picture are different sensors per channel and row [C * H]
     :param device: whose model it is
     :param kind: personal, personal_post, team or global
     :param data: name of the data set
@@ -59,7 +61,7 @@ class ModelCard:
         """What turns raw samples into the model's input."""
         if self.mean is None or self.std is None:
             return Scaling(divisor=self.divisor)
-        mean, std = (_by_channel(values, len(self.shape)) for values in (self.mean, self.std))
+        mean, std = (_broadcast(values, self.shape) for values in (self.mean, self.std))
         return Scaling(divisor=self.divisor, mean=mean, std=std)
 
     def prepare(self, raw: Tensor) -> Tensor:
@@ -71,9 +73,11 @@ class ModelCard:
         return json.dumps(asdict(self))
 
 
-def _by_channel(values: tuple[float, ...], axes: int) -> Tensor:
-    """[C] as [1, C, 1 ...], for samples of so many axes."""
-    return torch.tensor(values, dtype=torch.float64).view(1, -1, *[1] * (axes - 1))
+def _broadcast(values: tuple[float, ...], shape: tuple[int, ...]) -> Tensor:
+    """[C] or [C, H] in one list as [1, C, 1 ...] or [1, C, H, 1 ...], for samples of a shape [C, H ...]."""
+    leading = next(k for k in range(1, len(shape) + 1) if math.prod(shape[:k]) == len(values))
+    ones = [1] * (len(shape) - leading)
+    return torch.tensor(values, dtype=torch.float64).view(1, *shape[:leading], *ones)
 
 
 def from_json(text: str, where: object) -> ModelCard:
