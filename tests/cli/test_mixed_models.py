@@ -107,7 +107,10 @@ PLAIN = ("--set", "model.name=auto", "--set", "model.options={}")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("-a", "fedavg", *PLAIN, "--set", KINDS), "take an algorithm that sends none: fd, fedmd, local, perfit-fd"),
+        (
+            ("-a", "fedavg", *PLAIN, "--set", KINDS),
+            "take an algorithm that sends none: fd, fedmd, ftl, local, perfit-fd",
+        ),
         (("-a", "local", "--set", KINDS), "[[model.kinds]] and model.name = 'mlp'"),
         (
             ("-a", "local", *PLAIN, "--set", "model.kinds=[{name='mlp', devices=['x']}, {name='mclr'}]"),
@@ -124,7 +127,9 @@ def test_bad_input(shell: Shell, settings: tuple[str, ...], message: str) -> Non
 
 def test_the_catalog_says_who_can(shell: Shell) -> None:
     rows = {r["name"]: r for r in json.loads(shell.good("algorithms", "--json"))}
-    assert {n for n, r in rows.items() if r["different models"] == "yes"} == {"fd", "fedmd", "local", "perfit-fd"}
+    assert {n for n, r in rows.items() if r["different models"] == "yes"} == {
+        *("fd", "fedmd", "ftl", "local", "perfit-fd")
+    }
     assert (rows["fedmd"]["needs"], rows["fd"]["needs"]) == ("public samples", "-")
     assert (rows["fedmd"]["fog to cloud"], rows["fd"]["fog to cloud"]) == ("one mean", "every message")
 

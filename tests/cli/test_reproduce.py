@@ -290,9 +290,9 @@ class TestRun:
         (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
         common = tomllib.loads(block)
         assert from_table(common).data.batch == 124
-        assert "source" not in common["data"]
+        assert common["data"]["source"] == "mnist"  # of what was run, all runs have it
         assert "algorithm" not in common
-        own = '`data.source = "mnist"`; `algorithm.lr = 0.01`; `algorithm.steps = 20`; `algorithm.name = "fedavg"`'
+        own = '| `mnist-fedavg` | `algorithm.lr = 0.01`; `algorithm.steps = 20`; `algorithm.name = "fedavg"` |'
         assert own in text
         page.write_text(text + "\n## Reading the differences\n\nBecause.\n", "utf-8")
         shell.good(*arguments)

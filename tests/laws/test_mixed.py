@@ -22,6 +22,7 @@ KINDS = np.array([0, 1, 0, 0, 1, 0, 1, 0, 0])
 SMALL = {"subset": 7, "digest_batch": 4}
 CASES = {
     "local": make("local"),
+    "ftl": make("ftl", {"tune": "head"}),
     "fedmd": make("fedmd", {**SMALL, "public_epochs": 1}),
     "perfit-fd": make("perfit-fd", SMALL),
     "fd": make("fd", {"gamma": 0.5}),

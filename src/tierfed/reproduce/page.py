@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from tierfed.metrics import write_atomic
 from tierfed.report.words import MINUS, NONE, duration
 from tierfed.reproduce.runner import NOT_ASKED, Entry, Outcome
-from tierfed.reproduce.study import Figure, Study, Tables
+from tierfed.reproduce.study import Figure, Tables
 
 BY_HAND = "## Reading the differences"
 HEADERS = ("data", "method", "quantity", "paper", "ours", "difference", "remark")
@@ -160,7 +160,7 @@ def markdown(outcome: Outcome) -> str:
         *(study.claims(outcome) if study.claims else []),
         "## What the paper leaves open, and what is different",
         "\n".join(f"- {note}" for note in study.notes),
-        *_setting(study),
+        *_setting(outcome),
         "## Wall time",
         _wall(outcome),
         "## To repeat it",
@@ -246,17 +246,18 @@ def _ranked(outcome: Outcome) -> list[str]:
     return ["## Rankings", "Best first; Spearman's rank correlation of the two orders.", grid(headers, rows)]
 
 
-def _setting(study: Study) -> list[str]:
-    """The configs: what all have in common, and what each has beside it."""
-    if not study.cases:
+def _setting(outcome: Outcome) -> list[str]:
+    """The configs at full scale of what was run, or of all: what all have in common, and what each has beside it."""
+    cases = [c for c in outcome.study.cases if outcome.runs.get(c.key)] or outcome.study.cases
+    if not cases:
         return []
-    common: Tables = {k: v for k, v in study.cases[0].tables.items() if k != "algorithm"}  # belongs to each run
-    for case in study.cases[1:]:
+    common: Tables = {k: v for k, v in cases[0].tables.items() if k != "algorithm"}  # belongs to each run
+    for case in cases[1:]:
         common = _shared(common, case.tables)
-    rows = [(f"`{c.key}`", "; ".join(f"`{t}`" for t in _beside(c.tables, common))) for c in study.cases]
+    rows = [(f"`{c.key}`", "; ".join(f"`{t}`" for t in _beside(c.tables, common))) for c in cases]
     return [
         "## Setting",
-        "All runs have this config; what is not in it is the default:",
+        "All runs have this config, before --scale and --local-scale; what is not in it is the default:",
         f"```toml\n{tomli_w.dumps(dict(common))}```",
         "Each has beside it, and its whole config lies in its folder (`config.toml`):",
         grid(("run", "settings"), rows),

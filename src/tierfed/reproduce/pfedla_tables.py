@@ -185,6 +185,7 @@ def _study(table: int, compared: str) -> Study:
             source=f"Table {table}",
         )
 
+    lines = tuple(line(*one, quantity) for one in everything for quantity in (PRE, POST))
     return Study(
         name=f"pfedla-table{table}",
         paper=f"Ma, Zhang, Guo, Xu, CVPR 2022 (pFedLA), Table {table}",
@@ -194,7 +195,8 @@ def _study(table: int, compared: str) -> Study:
             Case(key=f"{c[0]}-{clients}-{label}", label=label, tables=_tables(table, label, c, clients))
             for label, _, c, clients in everything
         ),
-        lines=tuple(line(*one, quantity) for one in everything for quantity in (PRE, POST)),
+        lines=lines,
+        optional=tuple(dict.fromkeys(one.data for one in lines)),
         ranked=(PRE, POST),
         notes=(
             "The accuracy is that of each device's model on its own test samples, once as it is received (or kept) "
