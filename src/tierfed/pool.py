@@ -72,8 +72,8 @@ def begun(config: Config) -> Config | None:
     before = read_run(path)
     if fingerprint(before) != fingerprint(config):
         raise InputError(
-            f"{path / 'config.toml'} is another setting than what shall run here (or another data directory); undo the "
-            "change, choose another folder (--out), or delete that one"
+            f"{path / 'config.toml'} is another setting than what shall run here; undo the change, choose another "
+            "folder (--out), or delete that one"
         )
     return before
 

@@ -47,9 +47,9 @@ def fingerprint(config: Config) -> str:
     tables = table(config)
     tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
     tables.pop("eval")
-    tables["start"].pop("run", None)  # a folder may be called from elsewhere; what it has left is in the checkpoint
-    if config.augment.kind == "none":
-        tables.pop("augment")
+    # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
+    tables["start"].pop("run", None)
+    tables["data"].pop("dir", None)
     return json.dumps(tables, sort_keys=True)
 
 

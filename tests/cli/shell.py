@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -139,7 +140,10 @@ def process(folder: Path, *arguments: str, **options: Any) -> subprocess.Complet
 
 
 def begin(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """`python -m tierfed` in a process group of its own, under way."""
+    """`python -m tierfed` in a process group of its own, under way.
+
+    It hears Ctrl-C, though a background job of a script, as CI may be, has children that ignore it.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "tierfed", *arguments],
         cwd=folder,
@@ -148,6 +152,7 @@ def begin(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  one call, no lock
     )
 
 

@@ -285,6 +285,12 @@ def test_edited_config(shell: Shell, half: Path) -> None:
     assert "is no run folder" in shell.bad("resume", "r")
 
 
+def test_a_moved_data_directory_is_no_edited_config(shell: Shell, half: Path) -> None:
+    config = half / "config.toml"
+    config.write_text(config.read_text().replace("[data]\n", '[data]\ndir = "elsewhere"\n', 1))
+    shell.good("resume", "r", "--no-report")
+
+
 def test_other_data_than_the_run_began_with(shell: Shell, half: Path, stopped: Path) -> None:
     arrays = toy_arrays()
     arrays["x"][0] *= 1.5

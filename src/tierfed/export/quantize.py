@@ -26,9 +26,6 @@ class _Samples:
         part = next(self._parts, None)
         return None if part is None else {INPUT: part.numpy()}
 
-    def set_range(self, start_index: int, end_index: int) -> None:
-        raise NotImplementedError("calibration reads all samples in one go")
-
 
 def quantized(content: bytes, raw: Tensor) -> bytes:
     """The same graph with 8-bit weights, one scale per channel, and 8-bit activations (QDQ format).
