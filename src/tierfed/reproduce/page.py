@@ -279,7 +279,7 @@ def _beside(tables: Tables, common: Tables, path: str = "") -> list[str]:
         if isinstance(value, dict):
             out += _beside(value, common.get(key, {}), f"{path}{key}.")
         elif key not in common:
-            out.append(f"{path}{tomli_w.dumps({key: value}).strip()}")
+            out.append(path + " ".join(tomli_w.dumps({key: value}).split()))  # in a row of a table
     return out
 
 
