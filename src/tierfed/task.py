@@ -5,6 +5,7 @@ alike.
 import copy
 import importlib
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,9 +24,14 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 _NORM_ENTRIES = {"y": "weight", "b": "bias", "u": "running_mean", "s": "running_var"}  # MTFL's letters
 
 
-def _pointwise(loss: Callable[..., Tensor]) -> Loss:
-    """A loss on numbers as a loss on samples: the mean over the outputs of a sample."""
-    return lambda out, y: loss(out, y.view(out.shape).to(out.dtype), reduction="none").flatten(1).mean(1)
+@dataclass(frozen=True)
+class _Pointwise:
+    """A loss on numbers as a loss on samples: the mean over the outputs of a sample. Equal to its copies."""
+
+    loss: Callable[..., Tensor]
+
+    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+        return self.loss(out, y.view(out.shape).to(out.dtype), reduction="none").flatten(1).mean(1)
 
 
 def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
@@ -35,10 +41,10 @@ def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
-    "mse": _pointwise(F.mse_loss),
-    "l1": _pointwise(F.l1_loss),
-    "huber": _pointwise(F.huber_loss),
-    "bce": _pointwise(F.binary_cross_entropy_with_logits),
+    "mse": _Pointwise(F.mse_loss),
+    "l1": _Pointwise(F.l1_loss),
+    "huber": _Pointwise(F.huber_loss),
+    "bce": _Pointwise(F.binary_cross_entropy_with_logits),
 }
 
 

@@ -1,0 +1,98 @@
+"""The kernel "fused": the local SGD of many devices, a few of them side by side, by one `Program` for all their steps."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tierfed.kernels.call import Work
+from tierfed.kernels.chain import Chain
+from tierfed.kernels.cohort import moving, ordered, part, spans
+from tierfed.kernels.program import Program
+from tierfed.tree import Params
+
+_SPAN = 64  # steps whose targets are laid out at once
+
+
+def fused(chain: Chain, work: Work) -> Params | None:
+    """Local SGD of all devices of a call; none where a label is no class."""
+    if chain.loss == "cross_entropy":
+        labels = work.y[work.rows]
+        if bool(((labels < 0) | (labels >= chain.layers[-1].outputs)).any()):
+            return None
+    steps, rows, order = ordered(work)
+    if order is not None:
+        work = _sorted(work, order)
+    weights = {k: work.empty(k).copy_(work.params[k]) for k in work.call.out}
+    together = _together(chain, work, rows.shape[2])
+    for begin in range(0, work.c, together):
+        end = min(begin + together, work.c)
+        if steps[begin]:
+            Cohort(chain, work, weights, begin, end).run(steps[begin:end], rows[begin:end])
+    if order is None:
+        return weights
+    back = torch.argsort(order)
+    return {k: v[back] for k, v in weights.items()}
+
+
+def _sorted(work: Work, order: Tensor) -> Work:
+    def by_order(value: float | Tensor) -> float | Tensor:
+        return value[order] if isinstance(value, Tensor) and value.shape[0] > 1 else value
+
+    trees = {name: {k: by_order(v) for k, v in getattr(work, name).items()} for name in ("params", "drift", "anchor")}
+    return replace(work, **trees, lr=by_order(work.lr), lam=by_order(work.lam))
+
+
+def _together(chain: Chain, work: Work, batch: int) -> int:
+    return work.c
+
+
+class Cohort:
+    """Some devices of a call, by falling number of steps, and the weights [c, ...] of all that they work on."""
+
+    def __init__(self, chain: Chain, work: Work, weights: Params, begin: int, end: int) -> None:
+        self.chain, self.pool, self.y, self.batch = chain, work.x.flatten(1), work.y, work.rows.shape[2]
+        own = {k: weights.get(k, work.params[k]) for layer in chain.layers for k in layer.entries}
+        self.weights = {k: part(v, begin, end).expand(end - begin, *v.shape[1:]) for k, v in own.items()}
+        each = isinstance(work.lr, Tensor)
+        self.rate = part(work.lr, begin, end).to(self.pool.dtype).view(-1, 1, 1) if each else None
+        self.outputs = chain.layers[-1].outputs
+        scale = (1.0 if each else work.lr) / self.batch  # the loss is a mean
+        if chain.loss == "mse":
+            scale *= 2.0 / self.outputs
+        self.moving = {k: moving(work, weights, k, begin, end, scale) for k in work.call.keys}
+        moved = set(work.call.moved)
+        self.learning = {m.name for m in chain.layers if not m.tracked or m.key("running_mean") in moved}
+
+    def program(self, n: int) -> Program:
+        """A step of the first n devices."""
+        weights = {k: v[:n] for k, v in self.weights.items()}
+        moves = {k: m.first(n) for k, m in self.moving.items()}
+        return Program(
+            self.chain, weights, moves, self.learning, self.batch, None if self.rate is None else self.rate[:n]
+        )
+
+    def run(self, steps: Sequence[int], rows: Tensor) -> None:
+        """All steps. :param rows: [c, T, B]"""
+        program: Program | None = None
+        for start, stop, n in spans(steps, _SPAN):
+            if program is None or program.n != n:
+                program = self.program(n)
+            at = rows[:n, start:stop].transpose(0, 1).contiguous()  # [S, n, B]
+            x, g, ahead, back = program.x, program.g, program.ahead, program.back
+            for which, target in zip(at.flatten(1).unbind(), self.targets(at).unbind(), strict=True):
+                torch.index_select(self.pool, 0, which, out=x)
+                for step in ahead:
+                    step()
+                g.sub_(target)
+                for step in back:
+                    step()
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """What the outputs should be [S, n, K, B], of rows [S, n, B]."""
+        y = self.y[rows]
+        if self.chain.loss == "mse":
+            return y.reshape(*rows.shape, self.outputs).transpose(2, 3).to(self.pool.dtype)
+        classes = torch.arange(self.outputs, device=y.device)
+        return (y.unsqueeze(2) == classes[:, None]).to(self.pool.dtype)
