@@ -123,7 +123,14 @@ def resume(
         check_config(store, path, config)
         if module is not None:
             module = as_begun(store, module)
-        world = prepare(config, data, module, begun=begun_with(store), tell=_teller(config, path, watch))
+        world = prepare(
+            config,
+            data,
+            module,
+            begun=begun_with(store),
+            kernel=store.meta.get("kernel", ""),
+            tell=_teller(config, path, watch),
+        )
         store.move(world.device)
         baseline = read_baseline(world)
         check_data(store, path, world)
@@ -161,6 +168,7 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
             None if data is None else dataset(data, config.data.columns),
             None if module is None else as_begun(store, module),
             begun=begun_with(store),
+            kernel=store.meta.get("kernel", ""),
         )
         store.move(world.device)
         check_data(store, path, world)
@@ -295,6 +303,7 @@ def _loop(
         interrupted = True
     finally:
         torch.set_num_threads(before)
+        engine.close()
     session.export()
     trained = int(store.meta.get("round", 0)) - first
     return Result(

@@ -50,6 +50,7 @@ def fingerprint(config: Config) -> str:
     # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
     tables["start"].pop("run", None)
     tables["data"].pop("dir", None)
+    tables["engine"].pop("workers")  # as with run.threads
     return json.dumps(tables, sort_keys=True)
 
 
@@ -78,6 +79,8 @@ class Session:
         self.bytes = int(store.meta.get("bytes", 0))
         self.scores: dict[str, float] = headline(rows)
         self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
+        if world.engine_name != "serial":
+            self.constant["kernel"] = world.choice.kernel
         if "formed" in store.meta:
             self._take_teams(store.meta["formed"])
         if "tree" in store.meta:

@@ -21,7 +21,7 @@ from tierfed.rng import Purpose, bits, generator
 from tierfed.store import Store, with_default
 from tierfed.task import Task
 from tierfed.topology import UNITS, Topology
-from tierfed.tree import Tree, stack, take, tmap
+from tierfed.tree import Tree, leaves, stack, take, tmap
 
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -85,6 +85,10 @@ class Engine(ABC):
         """One round from the cloud down and back. States change in the store's working copy; nothing is committed."""
 
     @abstractmethod
+    def close(self) -> None:
+        """Ends what the engine has begun beside this process; it can be used on."""
+
+    @abstractmethod
     def visit_devices(self, devices: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, Tree]:
         """Replies and new private states, stacked [H, ...], of devices that get stacked messages [H, ...]; nothing
         is kept.
@@ -127,7 +131,8 @@ class Engine(ABC):
         return with_default(self.store, "own", device, lambda: self.begun(device))
 
     def put_own(self, device: int, state: Tree) -> None:
-        self.store.put("own", device, state)
+        if any(True for _ in leaves(state)):  # what holds nothing is what it was at the beginning
+            self.store.put("own", device, state)
 
     def rows(self, depth: int, children: Ids) -> list[Tree]:
         """What the nodes of a level remember about children [R]; by stable id, whoever the parent is."""
