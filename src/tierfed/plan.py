@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tierfed.algorithm import Algorithm, Data
+from tierfed.data.dataset import lengths
 from tierfed.rng import Purpose, bits, permutation
 
 Ids = npt.NDArray[np.int64]
@@ -36,12 +37,17 @@ class Plan:
     @cached_property
     def samples(self) -> Ids:
         """Training samples per device [N]."""
-        return np.array([len(rows) for rows in self.train], np.int64)
+        return lengths(self.train)
 
     @property
     def like(self) -> Tensor:
         """A number [] of the model's kind, to make others from."""
         return torch.zeros((), dtype=self.dtype, device=self.x.device)
+
+    @property
+    def widths(self) -> Ids:
+        """Samples per batch of every device [N]."""
+        return self.samples if self.batch is None else np.minimum(self.batch, self.samples)
 
     def width(self, device: int) -> int:
         """Samples per batch of a device."""
@@ -73,18 +79,18 @@ class Plan:
     def data(self, devices: Sequence[int], algorithm: Algorithm, round_: int, tick: int) -> Data:
         """The data of one visit of devices with one common width, stacked (leaves [H, ...], the pool excepted)."""
         passes = algorithm.passes
-        counts = [self.steps(i, algorithm) for i in devices]
-        most, held_most = max(counts), max(1, *(len(self.held[i]) for i in devices))
+        counts, kept = [self.steps(i, algorithm) for i in devices], [self.held[i] for i in devices]
+        most, held_most = max(counts), max(1, *map(len, kept))
         index = np.zeros((len(devices), passes, most, self.width(devices[0])), np.int64)
         live = np.zeros((len(devices), passes, most), bool)
         held = np.zeros((len(devices), held_most), np.int64)
         held_live = np.zeros((len(devices), held_most), bool)
-        for h, (i, s) in enumerate(zip(devices, counts, strict=True)):
+        for h, (i, s, own) in enumerate(zip(devices, counts, kept, strict=True)):
             index[h, :, :s] = self.rows(i, passes, s, round_, tick)
             index[h, :, s:] = index[h, :, :1]  # a dead step computes on rows of the device's own
             live[h, :, :s] = True
-            held[h, : len(self.held[i])] = self.held[i]
-            held_live[h, : len(self.held[i])] = True
+            held[h, : len(own)] = own
+            held_live[h, : len(own)] = True
         place = np.arange(passes)[:, None], np.arange(most)[None, :]
         seeds = bits(self.seed, Purpose.DROPOUT, np.asarray(devices)[:, None, None], round_, tick, *place)
         on = self.x.device
