@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from tierfed.config import Config
 from tierfed.cost import RoundCost
+from tierfed.disk import disk_error
 from tierfed.engine import Engine
+from tierfed.engine.ahead import prefetch
 from tierfed.engine.beginning import put_parents, with_parents
 from tierfed.formation import event, form, pending, with_teams
 from tierfed.metrics import Row, to_table, write_atomic
@@ -34,7 +36,7 @@ from tierfed.result import Progress, Watcher
 from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.start import Start
-from tierfed.store import DiskStore, MemoryStore, disk_error
+from tierfed.store import DiskStore, MemoryStore
 from tierfed.ties import TieRecord
 from tierfed.topology import Topology
 from tierfed.transfers import Transfer, awaited, bursts, roads
@@ -146,6 +148,8 @@ class Session:
     def round(self) -> None:
         """One round of the cloud."""
         config = self.world.config
+        if self.path is not None and self.engine.round + 1 < config.run.rounds:
+            prefetch(self.engine)
         log = self.engine.step()
         number = self.engine.round
         cost = self.world.clock.price(
