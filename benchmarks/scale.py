@@ -4,7 +4,7 @@ Every population in a process of its own, through the public API: `tierfed.run` 
 directory. Devices draw 40 rows each from a pool of 20,000 random samples (data.partition.kind = "drawn"); the tree is
 1 cloud - 10 regions - 100 fogs - N devices, of which --cohort are polled in every round for 2 steps of 20 samples. The
 network is the perceptron 784-200-BN-200-10 (200,210 floats): fedbn keeps its 800 numbers of batch norm on every device
-that ever took part, ditto a whole model. A sample of 200 devices is evaluated before the first round and after the last
+that ever took part, ditto a whole model. A sample of the devices is evaluated before the first round and after the last
 one; a round's time is that between two reports of progress, the last round left out.
 
 "prepare" goes from the call to the first round. The ratio is the median round to that of the smallest population: 1
@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def pool() -> tierfed.Dataset:
     )
 
 
-def tables(devices: int, algorithm: str, cohort: int, rounds: int, out: Path) -> dict[str, Any]:
+def tables(devices: int, algorithm: str, cohort: int, rounds: int, evaluated: int, out: Path) -> dict[str, Any]:
     """The config of a run."""
     return {
         "run": {"rounds": rounds, "out": str(out), "threads": 1},
@@ -60,16 +61,16 @@ def tables(devices: int, algorithm: str, cohort: int, rounds: int, out: Path) ->
         "model": {"name": "epflu_mlp"},
         "algorithm": {"name": algorithm, "steps": 2},
         "topology": {"fogs": list(FOGS), "participation": cohort // FOGS[-1]},
-        "eval": {"every": 10**9, "post": False, "devices": 200},
+        "eval": {"every": 10**9, "post": False, **({"devices": evaluated} if evaluated else {})},
     }
 
 
-def measure(devices: int, algorithm: str, cohort: int, rounds: int) -> dict[str, float]:
+def measure(devices: int, algorithm: str, cohort: int, rounds: int, evaluated: int) -> dict[str, float]:
     """One population."""
     told: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         out, data = Path(folder) / "run", pool()
-        config = load_config(tables(devices, algorithm, cohort, rounds, out))
+        config = load_config(tables(devices, algorithm, cohort, rounds, evaluated, out))
         start = time.perf_counter()
         preview(prepare(config, data, draft=True))
         shown = time.perf_counter() - start
@@ -100,13 +101,14 @@ def main() -> None:
     parser.add_argument("--algorithm", default="fedbn")
     parser.add_argument("--cohort", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--evaluated", type=int, default=200, help="devices; 0: all")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = []
     for devices in map(int, arguments.devices.split(",")):
-        job = (devices, arguments.algorithm, arguments.cohort, arguments.rounds)
-        with multiprocessing.get_context("spawn").Pool(1) as process:
-            found.append(process.apply(measure, job))
+        job = (devices, arguments.algorithm, arguments.cohort, arguments.rounds, arguments.evaluated)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found.append(process.submit(measure, *job).result())
         print(f"{devices} devices: done", file=sys.stderr, flush=True)
     for one in found:
         one["ratio"] = one["round_seconds"] / found[0]["round_seconds"]

@@ -194,10 +194,10 @@ class Held(Sequence[Ints]):
 def draw(
     labels: Ints, classes: tuple[str, ...], parts: Bytes, settings: PartitionSettings, split: SplitSettings, seed: int
 ) -> tuple[Held, Held, Held]:
-    """Training, validation and test rows of `settings.number` devices.
-
-    Every device has its own number of rows in all, of which `split.test` tests and `split.val` of the rest validates,
-    rounded; each part is drawn from that part of the pool, so that no row is trained on here and tested on there.
+    """Every device draws rows of its own from one pool, when it is used: for more devices than there are rows, up to
+    millions. `size` rows (varied by `sizes`) with labels from Dir(alpha), or `classes` of them alike; the shares of
+    [data.split] test and validate, each drawn from that part of the pool, so that no row is trained on here and tested
+    on there. Devices may share rows; a row comes twice on one device only when it wants more of a label than there are.
 
     :param labels: [pool] 0 … C-1; zeros for a regression
     :param classes: names of the labels; none for a regression
