@@ -102,8 +102,7 @@ class DiskStore:
         self._staged: dict[Key, Tree | None] = {}
         self._cache: OrderedDict[Key, Tree] = OrderedDict()
         self._cached_bytes, self._closed = 0, False
-        self._reader, self._reading, self._ready = ThreadPoolExecutor(1), Future[Records](), Records()
-        self._reading.set_result({})
+        self._reader, self._reading, self._ready = ThreadPoolExecutor(1), _done({}), Records()
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
@@ -226,8 +225,7 @@ class DiskStore:
 
     def _fetched(self) -> Records:
         """What the last prefetch has read; its errors are raised here."""
-        found, self._reading = self._reading, Future[Records]()
-        self._reading.set_result({})
+        found, self._reading = self._reading, _done({})
         return found.result()
 
     def _remember(self, key: Key, record: Tree) -> None:
@@ -261,10 +259,11 @@ class DiskStore:
         meta = {**meta, "logs": start + len(log)}
         texts = {b"log/%012d" % (start + i): json.dumps(entry).encode() for i, entry in enumerate(log)}
         texts[b"meta"] = json.dumps(meta).encode()
-        ahead = {**self._ready, **self._fetched()}  # nobody may read while the map grows
+        ahead = self._fetched()  # nobody may read while the map grows
         with explained(self.path):
             self._write(texts)
-        self._ready = {k: r for k, r in ahead.items() if k not in self._staged}
+        self._ready, ahead = ({k: r for k, r in a.items() if k not in self._staged} for a in (self._ready, ahead))
+        self._reading = _done(ahead)
         self._keep()
         self._staged, self.meta = {}, meta
 
@@ -319,6 +318,13 @@ class DiskStore:
             if entry is None:
                 raise InputError(corrupt(self.path, f"log entry {i} is missing"))
             yield json.loads(entry)
+
+
+def _done(records: Records) -> Future[Records]:
+    """Something that was read already."""
+    out = Future[Records]()
+    out.set_result(records)
+    return out
 
 
 def _stamped(value: bytearray) -> bytearray:

@@ -190,11 +190,17 @@ def test_damage_that_reading_ahead_meets_is_told(tmp_path: Path, then: str) -> N
             store.prefetch("own", []) if then == "prefetch" else store.commit({}, [])
 
 
-def test_reading_ahead_is_used(tmp_path: Path) -> None:
-    """The file is damaged after that: what was read ahead is whole, what was not is refused."""
+@pytest.mark.parametrize("commit", [False, True])
+def test_reading_ahead_is_used(tmp_path: Path, commit: bool) -> None:
+    """The file is damaged after that: what was read ahead is whole, what was not is refused. A commit in between, as
+    there is one at the end of a round, changes nothing.
+    """
     file = committed(tmp_path)
     with opened(tmp_path) as store:
         store.prefetch("own", [7])
+        if commit:
+            store.put("own", 3, record(5))
+            store.commit({}, [])
         store.prefetch("own", [])
         for value in (1007.0, 1008.0):
             flip(file, value)
