@@ -60,8 +60,10 @@ class Plan:
 
     def work(self, devices: Sequence[int] | Ids, algorithm: Algorithm) -> Ids:
         """Samples [H] that devices process in a visit, all passes and every gradient counted."""
-        seen = [self.steps(int(i), algorithm) * self.width(int(i)) * algorithm.passes for i in devices]
-        return np.rint(np.array(seen) * algorithm.gradients + algorithm.extra_samples).astype(np.int64)
+        samples = self.samples[np.asarray(devices, np.int64)]
+        widths = samples if self.batch is None else np.minimum(self.batch, samples)
+        seen = (algorithm.steps or -(-samples // widths)) * widths * algorithm.passes
+        return np.rint(seen * algorithm.gradients + algorithm.extra_samples).astype(np.int64)
 
     def rows(self, device: int, passes: int, steps: int, round_: int, tick: int) -> Ids:
         """Rows of the pool [E, S, B]."""
