@@ -48,7 +48,7 @@ LAWS = st.fixed_dictionaries(
 def test_a_device_alone_is_the_device_among_many(law, seed, one):
     """Whether the others were asked for, in which order, and how many there are: the same rows."""
     many, alone, more = (drawn(n, seed, **law) for n in (20, 20, 4000))
-    for part in ("train", "val", "test"):
+    for part in ("test", "train", "val"):
         listed = list(many.part(part))
         np.testing.assert_array_equal(alone.part(part)[one], listed[one])
         np.testing.assert_array_equal(more.part(part)[one], listed[one])

@@ -266,6 +266,17 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
             store.get("own", 7)
 
 
+def test_a_large_store_is_checked_record_by_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(committed(tmp_path), 1007.0)
+    with opened(tmp_path) as store:
+        with pytest.raises(InputError, match="checksum of record own/000000000007"):
+            store.verify()
+        monkeypatch.setattr("tierfed.store._VERIFIED_BYTES", 4096)
+        store.verify()
+        with pytest.raises(InputError, match="checksum of record own/000000000007"):
+            store.get("own", 7)
+
+
 def test_flipped_meta_is_found_on_opening(tmp_path: Path) -> None:
     file = committed(tmp_path)
     data = file.read_bytes()

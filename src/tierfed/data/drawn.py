@@ -19,7 +19,7 @@ from tierfed.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 SIZES, ROWS = 108, 109  # purposes of the random streams, beside those of `tierfed.data.loading`
-_REMEMBERED = 4096
+_REMEMBERED = 8192
 _PARTS = (TRAIN, VAL, TEST)
 
 
@@ -124,24 +124,28 @@ class Draw:
     seed: int
     shelves: tuple[Shelf, ...]
     sizes: Ints
-    _known: dict[int, tuple[Ints, ...]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[int, int], Ints] = field(default_factory=dict, repr=False)
+    _shares: dict[int, Floats] = field(default_factory=dict, repr=False)
 
-    def rows(self, device: int) -> tuple[Ints, ...]:
-        """Training, validation and test rows of a device, each ascending."""
-        found = self._known.get(device)
-        if found is None:
-            rng = np.random.default_rng([self.seed, ROWS, device])
-            share, out = self._share(rng), list[Ints]()
-            for shelf, size in zip(self.shelves, self.sizes[:, device].tolist(), strict=True):
-                counts = apportion(share * size, rng) if size else np.zeros(len(share), np.int64)
-                if not out:  # nobody is tested on a label without training rows of it
-                    share = np.where(counts > 0, share, 0.0) / share[counts > 0].sum()
-                out.append(shelf.take(counts, rng) if size else np.zeros(0, np.int64))
-            found = tuple(out)
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[device] = found
-        return found
+    def rows(self, device: int, part: int) -> Ints:
+        """The training, validation or test rows of a device, ascending."""
+        size, key = int(self.sizes[part, device]), (device, part)
+        if not size:
+            return np.zeros(0, np.int64)
+        if key in self._known:
+            return self._known[key]
+        if part != TRAIN and device not in self._shares:
+            self.rows(device, TRAIN)
+        rng = np.random.default_rng([self.seed, ROWS, device, part])
+        share = self._share(rng) if part == TRAIN else self._shares[device]
+        counts = apportion(share * size, rng)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+            self._shares.clear()
+        if part == TRAIN:  # nobody is tested on a label without training rows of it
+            self._shares[device] = np.where(counts > 0, share, 0.0) / share[counts > 0].sum()
+        self._known[key] = self.shelves[part].take(counts, rng)
+        return self._known[key]
 
     def _share(self, rng: np.random.Generator) -> Floats:
         """The shares of the labels [C] on one device."""
@@ -181,7 +185,7 @@ class Held(Sequence[Ints]):
     def __getitem__(self, index: int | slice) -> Ints | tuple[Ints, ...]:
         if isinstance(index, slice):
             return tuple(self[i] for i in range(len(self))[index])
-        return self.draw.rows(range(len(self))[index])[self.part]
+        return self.draw.rows(range(len(self))[index], self.part)
 
     def mark(self) -> int:
         """A checksum of what all rows are computed from: equal for equal rows."""
