@@ -1,5 +1,6 @@
 """What README and docs show is run, parsed or looked up; the examples are run."""
 
+import json
 import os
 import re
 import shlex
@@ -152,6 +153,14 @@ def test_examples_run(name: str, tmp_path: Path) -> None:
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     said = start(ROOT / "benchmarks/rounds.py", tmp_path, "--rounds", "1", "--devices", "12", "--samples", "40")
     assert [said.count(name) for name in ("M1", "M3", "serial", "vectorized")] == [3, 3, 2, 2]
+
+
+def test_the_benchmark_of_many_devices_runs(tmp_path: Path) -> None:
+    """200 devices: 100 of them in a round, all are evaluated."""
+    small = ("--devices", "200", "--cohort", "100", "--rounds", "2", "--evaluated", "0", "--json")
+    found = json.loads(start(ROOT / "benchmarks/scale.py", tmp_path, *small))["results"]
+    assert [(one["devices"], one["ratio"]) for one in found] == [(200, 1.0)]
+    assert found[0]["checkpoint_mb"] > 0.3  # 100 devices with 800 numbers each
 
 
 def test_the_median_of_the_docs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def _round_seconds(engine: Engine) -> float:
     """Roughly how long one core trains for one round."""
     plan, some = engine.plan, np.linspace(0, engine.topology.devices - 1, 100).astype(np.int64)
     samples = float(plan.work(some, engine.algorithm).mean())
-    steps = samples / float(plan.widths(some).mean())
+    steps = samples / float(plan.widths[some].mean())
     flops = 3 * max(_forward_flops(task, plan) for task in engine.tasks)  # backward: twice the forward pass
     return visits(engine) * (samples * flops / _FLOPS + steps * _STEP_SECONDS)
 
@@ -144,7 +144,7 @@ def _seconds(engine: Vectorized, name: str, device: torch.device) -> float:
     """Seconds per device of a few steps with a kernel, the least of some trials."""
     kind = engine.kind(0)
     chunk = chunk_of(engine.tasks[kind], name, device)
-    same = np.flatnonzero(engine.plan.widths(np.arange(min(1000, engine.topology.devices))) == engine.plan.width(0))
+    same = np.flatnonzero(engine.plan.widths[:1000] == engine.plan.width(0))
     ids = np.array([i for i in same if engine.kind(int(i)) == kind][:chunk])
     place = Workplace(
         algorithm=engine.algorithm,

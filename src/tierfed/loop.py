@@ -16,6 +16,7 @@ from torch import nn
 
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
 from tierfed.config import Config, GridSettings, from_table, load_config, read, to_toml
+from tierfed.disk import disk_error
 from tierfed.errors import InputError
 from tierfed.frames import dataset
 from tierfed.metrics import Row, main_metric, write_atomic
@@ -24,7 +25,7 @@ from tierfed.result import Progress, Result, Watcher
 from tierfed.session import Session, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
-from tierfed.store import DiskStore, MemoryStore, disk_error
+from tierfed.store import DiskStore, MemoryStore
 
 __all__ = [
     "Progress",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tierfed.algorithm import Algorithm, Data
+from tierfed.data.dataset import lengths
 from tierfed.rng import Purpose, bits
 
 Ids = npt.NDArray[np.int64]
@@ -36,26 +37,25 @@ class Plan:
     @cached_property
     def samples(self) -> Ids:
         """Training samples per device [N]."""
-        return np.array([len(rows) for rows in self.train], np.int64)
+        return lengths(self.train)
 
     @property
     def like(self) -> Tensor:
         """A number [] of the model's kind, to make others from."""
         return torch.zeros((), dtype=self.dtype, device=self.x.device)
 
-    def widths(self, devices: Sequence[int] | Ids) -> Ids:
-        """Samples per batch of some devices [H]."""
-        n: Ids = self.samples[devices]
-        widths: Ids = n if self.batch is None else np.minimum(self.batch, n)
-        return widths
+    @cached_property
+    def widths(self) -> Ids:
+        """Samples per batch of every device [N]."""
+        return self.samples if self.batch is None else np.minimum(self.batch, self.samples)
 
     def width(self, device: int) -> int:
         """Samples per batch of a device."""
-        return int(self.widths([device])[0])
+        return int(self.widths[device])
 
     def counts(self, devices: Sequence[int] | Ids, algorithm: Algorithm) -> Ids:
         """Steps per pass of some devices [H]."""
-        whole: Ids = -(-self.samples[devices] // self.widths(devices))
+        whole: Ids = -(-self.samples[devices] // self.widths[devices])
         return whole if algorithm.steps is None else np.full(len(devices), algorithm.steps)
 
     def steps(self, device: int, algorithm: Algorithm) -> int:
@@ -64,7 +64,7 @@ class Plan:
 
     def work(self, devices: Sequence[int] | Ids, algorithm: Algorithm) -> Ids:
         """Samples [H] that devices process in a visit, all passes and every gradient counted."""
-        seen = self.counts(devices, algorithm) * self.widths(devices) * algorithm.passes
+        seen = self.counts(devices, algorithm) * self.widths[devices] * algorithm.passes
         samples: Ids = np.rint(seen * algorithm.gradients + algorithm.extra_samples).astype(np.int64)
         return samples
 
@@ -85,8 +85,8 @@ class Plan:
     def data(self, devices: Sequence[int], algorithm: Algorithm, round_: int, tick: int) -> Data:
         """The data of one visit of devices with one common width, stacked (leaves [H, ...], the pool excepted)."""
         passes = algorithm.passes
-        counts = self.counts(devices, algorithm).tolist()
-        most, held_most = max(counts), max(1, *(len(self.held[i]) for i in devices))
+        counts, kept = self.counts(devices, algorithm).tolist(), [self.held[i] for i in devices]
+        most, held_most = max(counts), max(1, *map(len, kept))
         index = np.zeros((len(devices), passes, most, self.width(devices[0])), np.int64)
         live = np.zeros((len(devices), passes, most), bool)
         held = np.zeros((len(devices), held_most), np.int64)
@@ -98,9 +98,9 @@ class Plan:
             index[at, :, :s] = self._rows([devices[h] for h in at.tolist()], passes, s, round_, tick)
             index[at, :, s:] = index[at, :, :1]  # a dead step computes on rows of the device's own
             live[at, :, :s] = True
-        for h, i in enumerate(devices):
-            held[h, : len(self.held[i])] = self.held[i]
-            held_live[h, : len(self.held[i])] = True
+        for h, own in enumerate(kept):
+            held[h, : len(own)] = own
+            held_live[h, : len(own)] = True
         place = np.arange(passes)[:, None], np.arange(most)[None, :]
         seeds = bits(self.seed, Purpose.DROPOUT, np.asarray(devices)[:, None, None], round_, tick, *place)
         on = self.x.device

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
+
 from tierfed.augment import Augmentation
 from tierfed.choice import visits
 from tierfed.config import EngineSettings, PersonalizeSettings
@@ -23,10 +25,11 @@ def preview(world: World) -> dict[str, Any]:
     engine = world.engine(MemoryStore())
     topology, config = world.topology, world.config
     devices, samples = world.federation.devices, world.plan.samples
-    firsts = [0] if world.kinds is None else [world.kinds.tolist().index(k) for k in range(len(world.tasks))]
+    kinds = np.zeros(len(devices), np.int64) if world.kinds is None else world.kinds
+    firsts = [int(np.argmax(kinds == k)) for k in range(len(world.tasks))]
     seen = [_visit(engine, i) for i in firsts]
     sizes, private = seen[0][0], [nbytes(state) for _, state in seen]
-    polled, each, exchanged = visits(engine), [private[engine.kind(i)] for i in range(len(devices))], _exchanged(world)
+    polled, each, exchanged = visits(engine), np.array(private)[kinds], _exchanged(world)
     return {
         "algorithm": str(config.algorithm.get("name")),
         "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
@@ -46,8 +49,8 @@ def preview(world: World) -> dict[str, Any]:
         **({"exchanged_bytes_per_visit": exchanged} if world.config.offload.mode == "split" else {}),
         "device_link_bytes_per_round": round(polled * (sum(sizes.values()) + sum(exchanged.values()))),
         **({"bytes_before_round_1": _before(world)} if world.transfers else {}),
-        "private_bytes_per_device": max(each),
-        "private_bytes_of_all_devices": sum(each),
+        "private_bytes_per_device": int(each.max()),
+        "private_bytes_of_all_devices": int(each.sum()),
     }
 
 

@@ -1,14 +1,15 @@
 """What a round leaves behind: rows of the metrics and events."""
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from tierfed.augment import Augmentation
 from tierfed.cost import RoundCost
+from tierfed.data.dataset import evenly
 from tierfed.engine import Engine, RoundLog
 from tierfed.engine.evaluate import models
 from tierfed.metrics import MODELS, Kind, Row, gain, higher_is_better, main_metric, per_sample_scores, summarize
@@ -20,6 +21,7 @@ from tierfed.tree import Params, Tree
 
 Scores = dict[str, npt.NDArray[np.float64]]  # metric -> [N]; NaN: no such model or no test data
 _ROWS_AT_ONCE = 8192
+_ALL_COUNTED, _COUNTED = 10_000, 1_000  # devices whose labels are counted for reports: all, or of more so many
 NOT_MEASURED = -1.0  # of a trace, see `Tier.traces`
 
 
@@ -213,15 +215,27 @@ def headline(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def device_rows(world: World) -> Iterator[dict[str, Any]]:
-    """The table of devices: name, first team, samples, label counts; with different models also which one."""
-    f = world.federation
-    counts, parts = f.label_counts(), {p: f.sizes(cast("Any", p)) for p in ("val", "test")}
-    for i, name in enumerate(f.devices):
-        team = world.team_name(int(world.topology.parents[-1][i]))
-        sizes = {"train": int(world.plan.samples[i]), "val": int(parts["val"][i]), "test": int(parts["test"][i])}
-        model = {} if world.kinds is None else {"model": world.kind_names[world.kinds[i]]}
-        yield {"device": name, "team": team, **sizes, "counts": counts[i].tolist(), **model}
+def device_table(world: World) -> pa.Table:
+    """The table of devices: name, first team, samples, label counts; with different models also which one. Of many
+    devices, the labels of some are counted.
+    """
+    f, n = world.federation, len(world.federation)
+    counted = evenly(n, n if n <= _ALL_COUNTED else _COUNTED)
+    counts: list[list[int] | None] = [None] * n
+    for i, row in zip(counted.tolist(), f.label_counts(devices=counted).tolist(), strict=True):
+        counts[i] = row
+    teams = [world.team_name(k) for k in range(world.topology.nodes[-1])]
+    columns = {
+        "device": pa.array(f.devices if isinstance(f.devices, tuple) else list(f.devices), pa.string()),
+        "team": pa.array(teams, pa.string()).take(pa.array(world.topology.parents[-1])),
+        "train": pa.array(world.plan.samples),
+        "val": pa.array(f.sizes("val")),
+        "test": pa.array(f.sizes("test")),
+        "counts": pa.array(counts, pa.list_(pa.int64())),
+    }
+    if world.kinds is not None:
+        columns["model"] = pa.array(world.kind_names, pa.string()).take(pa.array(world.kinds))
+    return pa.table(columns)
 
 
 def task_summary(task: Task) -> dict[str, int]:

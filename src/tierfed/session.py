@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import pyarrow as pa
 
 from tierfed.config import Config
 from tierfed.cost import RoundCost
+from tierfed.disk import disk_error
 from tierfed.engine import Engine
+from tierfed.engine.ahead import prefetch
+from tierfed.engine.beginning import put_parents, with_parents
 from tierfed.formation import event, form, pending, with_teams
 from tierfed.metrics import Row, to_table, write_atomic
 from tierfed.record import (
     augment_event,
     cost_rows,
-    device_rows,
+    device_table,
     evaluate,
     events,
     headline,
@@ -34,10 +36,12 @@ from tierfed.result import Progress, Watcher
 from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.start import Start
-from tierfed.store import DiskStore, MemoryStore, disk_error
+from tierfed.store import DiskStore, MemoryStore
 from tierfed.ties import TieRecord
+from tierfed.topology import Topology
 from tierfed.transfers import Transfer, awaited, bursts, roads
 
+BEGUN = "begun"  # the table of the tree that the first round begins with, as `tierfed.engine.base.PARENTS`
 _EXPORT_SECONDS = 10.0
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
 
@@ -81,10 +85,9 @@ class Session:
         self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
         if world.engine_name != "serial":
             self.constant["kernel"] = world.choice.kernel
-        if "formed" in store.meta:
-            self._take_teams(store.meta["formed"])
-        if "tree" in store.meta:
-            self._take_tree(store.meta["tree"])
+        begun = with_parents(world.topology, store, BEGUN)
+        self.placed = begun is not world.topology
+        self.world = replace(world, topology=begun)
 
     def note(self, event: dict[str, Any]) -> None:
         """An event of this process, not of the training: it is exported, but no part of the checkpoint."""
@@ -99,12 +102,10 @@ class Session:
         if self.start is not None:
             self.engine.beginning.give(self.start.common, self.start.own)
         if self.start is not None and self.start.parents is not None:
-            self._take_tree(self.start.parents)
-            self.engine.set_topology(self.world.topology)
+            self._take(self.world.topology.rebuilt(self.start.parents))
         elif pending(self.world):
             formation = form(self.world)
-            self._take_teams(formation.teams.tolist())
-            self.engine.set_topology(self.world.topology)
+            self._take(with_teams(self.world, formation.teams).topology)
             self._count(formation.cost)
             rows += cost_rows(self.world, 0, formation.cost, self.clock_seconds, links=("cloud-device",))
             happened.append(event(self.world, formation))
@@ -118,14 +119,13 @@ class Session:
         happened += self.ties.measure(self.world, self.engine, 0)
         self._finish(0, rows, happened, "", True, True)
 
-    def _take_teams(self, teams: list[int]) -> None:
-        self.world = with_teams(self.world, teams)
-        self.constant["formed"] = teams
-
-    def _take_tree(self, parents: list[list[int]]) -> None:
-        """The tree as another run left it."""
-        self.world = replace(self.world, topology=self.world.topology.rebuilt(parents))
-        self.constant["tree"] = parents
+    def _take(self, topology: Topology) -> None:
+        """The tree that the first round begins with, where it is another than that of the config: teams that were
+        formed, or what another run has left.
+        """
+        put_parents(topology, self.store, BEGUN, [True] * topology.depth)
+        self.world, self.placed = replace(self.world, topology=topology), True
+        self.engine.set_topology(topology)
 
     def _send(
         self, transfers: Sequence[Transfer], number: int, rows: list[Row], happened: list[dict[str, Any]]
@@ -151,6 +151,8 @@ class Session:
     def round(self) -> None:
         """One round of the cloud."""
         config = self.world.config
+        if self.path is not None and self.engine.round + 1 < config.run.rounds:
+            prefetch(self.engine)
         log = self.engine.step()
         number = self.engine.round
         cost = self.world.clock.price(
@@ -213,9 +215,9 @@ class Session:
         with uninterrupted(), on_disk(self.path):
             write_atomic(self.path / "metrics.parquet", to_table(self.rows))
             write_atomic(self.path / "events.jsonl", "".join(json.dumps(e) + "\n" for e in self.events))
-            known = bool({"formed", "tree"} & self.constant.keys()) or not pending(self.world)
+            known = self.placed or not pending(self.world)
             if known and not (self.path / "devices.parquet").exists():
-                write_atomic(self.path / "devices.parquet", pa.Table.from_pylist(list(device_rows(self.world))))
+                write_atomic(self.path / "devices.parquet", device_table(self.world))
             self.ties.export(self.world, self.path)
         self.exported = time.monotonic()
 

@@ -14,7 +14,14 @@ from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
 from tierfed.augment import Augmentation, augment, on_threads, warm
 from tierfed.augment.gan import Tell
-from tierfed.checks import check_mixture, check_needs, check_personalization, check_tree, machine_bytes
+from tierfed.checks import (
+    check_mixture,
+    check_needs,
+    check_on_demand,
+    check_personalization,
+    check_tree,
+    machine_bytes,
+)
 from tierfed.choice import Choice, choose, tried, worth_a_trial
 from tierfed.clock import Clock
 from tierfed.config import Config
@@ -147,7 +154,9 @@ def prepare(
         config.model.loss if config.model.loss != "auto" else "cross_entropy" if federation.classes else "mse"
     )
     begun = {} if begun is None else begun
-    labels = federation.label_counts()  # teams are formed by what devices hold themselves
+    check_on_demand(config, federation)
+    ranged = config.topology.teams in ("worst", "average")
+    labels = federation.label_counts() if ranged else None  # teams are formed by what devices hold themselves
     train, public, rows = public_samples(config.data, federation, seed)
     more = None
     if config.augment.kind != "none":
@@ -175,7 +184,7 @@ def prepare(
     check_needs(config, algorithm, tasks, kinds, plan, federation)
     topology = build_topology(config.topology, plan.samples, seed, federation.natural, labels)
     for k, task in enumerate(tasks):
-        i = 0 if kinds is None else kinds.tolist().index(k)
+        i = 0 if kinds is None else int(np.argmax(kinds == k))
         at = torch.from_numpy(train[i][: plan.width(i)]).to(device)
         with about(config.model, k):
             task.verify(x[at], y[at])

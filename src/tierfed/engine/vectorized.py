@@ -260,7 +260,7 @@ class Vectorized(Engine):
         """Places of devices that are computed together: of one architecture and batch width, those with as many steps
         side by side.
         """
-        kinds, widths, work = self._kinds(ids), self.plan.widths(ids), self.plan.work(ids, self.algorithm)
+        kinds, widths, work = self._kinds(ids), self.plan.widths[ids], self.plan.work(ids, self.algorithm)
         out = []
         for kind, width in sorted(set(zip(kinds.tolist(), widths.tolist(), strict=True))):
             same = np.flatnonzero((kinds == kind) & (widths == width))

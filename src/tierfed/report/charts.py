@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from tierfed.data.dataset import evenly
 from tierfed.metrics import Floats, summarize
 from tierfed.report.colors import PALETTE
-from tierfed.report.load import Devices, RunFolder
+from tierfed.report.load import MAX_DEVICES, Devices, RunFolder
 from tierfed.report.style import (
     HEAT,
     MODEL_COLORS,
@@ -225,11 +226,15 @@ def holdings(run: RunFolder) -> Chart:
 
 
 def holdings_of(devices: Devices) -> Chart:
-    """Training samples for each label and device, or for each device where there are no labels."""
-    order = sorted(range(len(devices.names)), key=lambda i: devices.teams[i])
+    """Training samples for each label and device, or for each device where there are no labels; of many devices
+    some, evenly taken.
+    """
+    known = np.flatnonzero(devices.counts.any(1)) if devices.counts.any() else np.arange(len(devices.names))
+    drawn = known[evenly(len(known), MAX_DEVICES)].tolist()
+    order = sorted(drawn, key=lambda i: devices.teams[i])
     names, teams = [devices.names[i] for i in order], [devices.teams[i] for i in order]
     shown = [f"{t} / {n}" if t else n for n, t in zip(safe(names), safe(teams), strict=True)]
-    labels = devices.counts.shape[1]
+    labels, among = devices.counts.shape[1], f" of {len(devices.names)}" if len(names) < len(devices.names) else ""
     if labels:
         counts = devices.counts[order]
         traces: list[Any] = [
@@ -258,7 +263,8 @@ def holdings_of(devices: Devices) -> Chart:
         x="device, by team" if any(teams) else "device",
         y="label" if labels else "training samples",
         alt=f"{'Heat map of training samples per label' if labels else 'Bar chart of training samples'} for "
-        f"{len(names)} devices; {int(devices.train.sum())} training samples in all.",
+        f"{len(names)} devices{among}; {int(devices.train.sum())} training samples in all.",
+        note=f"{len(names)} devices{among} are drawn, evenly taken." if among else "",
         data=capped(headers if labels else headers[:-1], rows if labels else [r[:-1] for r in rows], 200, 2),
         height=min(max(240, 22 * labels + 140), 560),
         layout={

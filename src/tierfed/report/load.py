@@ -35,6 +35,9 @@ DEVICES = pa.schema(
 )
 """The columns of `devices.parquet`, one device a row."""
 
+MAX_DEVICES = 500
+"""Devices in a chart that draws every one of them; of more some are taken, evenly."""
+
 # what cost accounting writes beside the traces of the algorithm, with an empty model name as well
 _COSTS = ("round_seconds", "clock_seconds", "joules", "compute_seconds", "compute_joules", "edge_seconds")
 
@@ -48,7 +51,9 @@ class Panel(NamedTuple):
 
 
 class Devices(NamedTuple):
-    """The devices of a run, N of them: names, initial teams ("" if flat), sample counts [N], label counts [N, L]."""
+    """The devices of a run, N of them: names, initial teams ("" if flat), sample counts [N], label counts [N, L]; of
+    many devices some have label counts, the others zeros.
+    """
 
     names: tuple[str, ...]
     teams: tuple[str, ...]
@@ -310,16 +315,17 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _devices(path: Path) -> Devices:
-    table = _table(path, DEVICES).to_pydict()
-    names = tuple(table["device"])
+    table = _table(path, DEVICES)
+    names, teams = tuple(table["device"].to_pylist()), tuple(t or "" for t in table["team"].to_pylist())
     if not names or len(set(names)) < len(names):
         raise ValueError("no devices" if not names else "a device is listed twice")
-    width = max(len(c or ()) for c in table["counts"])
+    width = pc.max(pc.list_value_length(table["counts"])).as_py() or 0
     counts = np.zeros((len(names), width), np.int64)
-    for row, count in zip(counts, table["counts"], strict=True):
-        row[: len(count or ())] = count or ()
-    train, val, test = (np.asarray(table[key], np.int64) for key in ("train", "val", "test"))
-    return Devices(names, tuple(t or "" for t in table["team"]), train, val, test, counts)
+    known = np.flatnonzero(table["counts"].is_valid().to_numpy(zero_copy_only=False))
+    for i, count in zip(known, table["counts"].drop_null().to_pylist(), strict=True):
+        counts[i, : len(count)] = count
+    train, val, test = (table[key].to_numpy().astype(np.int64) for key in ("train", "val", "test"))
+    return Devices(names, teams, train, val, test, counts)
 
 
 def _events(path: Path) -> tuple[dict[str, Any], ...]:
