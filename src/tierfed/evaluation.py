@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from tierfed.engine import Engine
-from tierfed.engine.evaluate import Cohort, Each, cohorts, same
+from tierfed.engine.evaluate import Cohort, Each, cohorts, convolves, same
 from tierfed.metrics import MODELS, Floats, Kind, Scores, per_sample_scores
 from tierfed.rng import Purpose, sample
 from tierfed.setup import World
@@ -23,8 +23,8 @@ Ints = npt.NDArray[np.int64]
 Found = dict[str, dict[str, Scores]]
 """Model -> metric -> scores."""
 
-_ROWS_AT_ONCE = 2048
-_SECONDS = 2.0  # between words on how far it is
+_ROWS_AT_ONCE, _PICTURES_AT_ONCE = 2048, 512
+_SECONDS = 2.0  # before the first word on how far it is
 
 
 def kind(world: World) -> Kind:
@@ -49,20 +49,20 @@ def evaluate(
 ) -> Found:
     """Scores of every evaluated model on the test data of some devices; those without test data have none.
 
-    :param tell: is told every two seconds how far it is
+    :param tell: is told after two seconds how far it is, and after twice as long each time
     """
     test = world.federation.test
     order = _ordered(engine, devices[[len(test[i]) > 0 for i in devices]], test)
     parts: dict[tuple[str, str], list[Scores]] = {}
-    began, done = time.monotonic(), 0
+    began, wait, done = time.monotonic(), _SECONDS, 0
     for cohort in cohorts(engine, order, post):
         for ids, name, scores in _scored(world, engine, cohort):
             for metric, values in scores.items():
                 parts.setdefault((name, metric), []).append(Scores(ids, values))
         done += len(cohort.devices)
-        if tell is not None and time.monotonic() - began > _SECONDS:
+        if tell is not None and time.monotonic() - began > wait:
             tell(f"evaluating: {done:,} of {len(order):,} devices")
-            began = time.monotonic()
+            wait *= 2
     out: Found = {}
     for name in MODELS:
         for (model, metric), found in parts.items():
@@ -127,7 +127,8 @@ def _scored(world: World, engine: Engine, cohort: Cohort) -> Iterator[tuple[Ints
         "personal_pre": cohort.personal_pre,
         "personal_post": cohort.personal_post,
     }
-    for begin, end in pairwise(_cuts(sizes)):
+    most = _PICTURES_AT_ONCE if convolves(task.module) else _ROWS_AT_ONCE
+    for begin, end in pairwise(_cuts(sizes, most)):
         ids = cohort.devices[begin:end]
         runs = [
             _Run(name, *run)
@@ -136,7 +137,7 @@ def _scored(world: World, engine: Engine, cohort: Cohort) -> Iterator[tuple[Ints
             if run[2].keys() >= set(task.keys)  # else the algorithm has no complete model of this kind
         ]
         sums: list[dict[str, Floats]] = [{} for _ in runs]
-        for rows in _samples(world, ids):
+        for rows in _samples(world, ids, most):
             for total, more in zip(sums, _sums(world, task, rows, runs), strict=True):
                 for metric, value in more.items():
                     total[metric] = total.get(metric, 0.0) + value
@@ -146,21 +147,21 @@ def _scored(world: World, engine: Engine, cohort: Cohort) -> Iterator[tuple[Ints
             yield ids[run.low : run.high], run.name, means
 
 
-def _cuts(sizes: Ints) -> list[int]:
+def _cuts(sizes: Ints, most: int) -> list[int]:
     """Where to cut a cohort so that no part has more rows than fit, padded ones counted; a device is not cut."""
     cuts, widest = [0], 0
     for j, size in enumerate(sizes.tolist()):
         widest = max(widest, size)
-        if j > cuts[-1] and (j + 1 - cuts[-1]) * widest > _ROWS_AT_ONCE:
+        if j > cuts[-1] and (j + 1 - cuts[-1]) * widest > most:
             cuts.append(j)
             widest = size
     return [*cuts, len(sizes)]
 
 
-def _samples(world: World, ids: Ints) -> Iterator[_Rows]:
+def _samples(world: World, ids: Ints, most: int) -> Iterator[_Rows]:
     """The test samples of devices; those of a single one in several parts if they are many."""
     rows = torch.from_numpy(np.concatenate([world.federation.test[i] for i in ids])).to(world.device)
-    parts = rows.split(_ROWS_AT_ONCE) if len(ids) == 1 else (rows,)
+    parts = rows.split(most) if len(ids) == 1 else (rows,)
     for part in parts:
         sizes = [len(part)] if len(ids) == 1 else [len(world.federation.test[i]) for i in ids]
         yield _Rows(world.plan.x[part], world.plan.y[part], np.array(sizes, np.int64))

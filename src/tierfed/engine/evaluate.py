@@ -22,9 +22,10 @@ from tierfed.wire import payload_bytes
 Each = Params | list[Params]
 """A model of each of C devices: stacked, leaves [C, ...], where a common one is expanded; or one after the other."""
 
-_ROOM_BYTES, _MOST_AT_ONCE = 1 << 26, 256
+_ROOM_BYTES, _MOST_AT_ONCE = 1 << 24, 256  # what stays in a cache is copied and mixed faster
 _MOST_OPEN = 512  # nodes whose messages are remembered
-_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = nn.modules.conv._ConvNd
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,19 @@ def same(a: Tree | None, b: Tree | None) -> bool:
 
 
 def together(engine: Engine, kind: int) -> bool:
-    """Whether devices of an architecture are evaluated in one batched call: as they are trained, but for convolutions
-    on a CPU, which are slower so.
+    """Whether devices of an architecture are evaluated in one batched call: never by the serial engine, nor where that
+    is slower (convolutions on a CPU) or does not exist (recurrent nets).
     """
-    layers = engine.tasks[kind].module.modules()
-    slower = engine.plan.x.device.type == "cpu" and any(isinstance(m, _CONVOLUTIONS) for m in layers)
-    return isinstance(engine, Vectorized) and not slower
+    if not isinstance(engine, Vectorized):
+        return False
+    module = engine.tasks[kind].module
+    slower = engine.plan.x.device.type == "cpu" and convolves(module)
+    return not slower and not any(isinstance(m, _RECURRENT) for m in module.modules())
+
+
+def convolves(module: nn.Module) -> bool:
+    """Whether a model has convolutions."""
+    return any(isinstance(m, _CONVOLUTIONS) for m in module.modules())
 
 
 class _Asked(Exception):  # noqa: N818  (no error: it asks for data)
