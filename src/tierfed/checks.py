@@ -25,7 +25,7 @@ def check_evaluation(config: Config, devices: int) -> None:
     """:raises InputError: more devices shall be evaluated than there are"""
     if config.eval.devices > devices:
         raise InputError(
-            f"eval.devices = {config.eval.devices:,}, but there are {devices:,} devices; take fewer, or 0 to evaluate all"
+            f"eval.devices = {config.eval.devices}, but there are {devices} devices; take fewer, or 0 to evaluate all"
         )
 
 

@@ -14,6 +14,7 @@ from torch.func import vmap
 from tierfed.engine import Engine
 from tierfed.engine.evaluate import Cohort, Each, cohorts, convolves, same
 from tierfed.metrics import MODELS, Floats, Kind, Scores, per_sample_scores
+from tierfed.plan import Plan
 from tierfed.rng import Purpose, sample
 from tierfed.setup import World
 from tierfed.task import Task
@@ -45,18 +46,27 @@ def evaluated(world: World, round_: int, last: bool = False) -> Ints:
 
 
 def evaluate(
-    world: World, engine: Engine, post: bool, devices: Ints, tell: Callable[[str], None] | None = None
+    engine: Engine,
+    test: Sequence[Ints],
+    kind: Kind,
+    devices: Ints,
+    post: bool = True,
+    chunk: int = 0,
+    tell: Callable[[str], None] | None = None,
 ) -> Found:
     """Scores of every evaluated model on the test data of some devices; those without test data have none.
 
+    :param test: rows of the pool of each device [N]
+    :param kind: classification or regression
+    :param post: also personal_post, which costs a local training of every device
+    :param chunk: devices whose models are in memory at once; 0: by the size of the models. Changes no score
     :param tell: is told after two seconds how far it is, and after twice as long each time
     """
-    test = world.federation.test
     order = _ordered(engine, devices[[len(test[i]) > 0 for i in devices]], test)
     parts: dict[tuple[str, str], list[Scores]] = {}
     began, wait, done = time.monotonic(), _SECONDS, 0
-    for cohort in cohorts(engine, order, post):
-        for ids, name, scores in _scored(world, engine, cohort):
+    for cohort in cohorts(engine, order, post, chunk):
+        for ids, name, scores in _scored(engine, test, kind, cohort):
             for metric, values in scores.items():
                 parts.setdefault((name, metric), []).append(Scores(ids, values))
         done += len(cohort.devices)
@@ -71,7 +81,7 @@ def evaluate(
     return out
 
 
-def _ordered(engine: Engine, devices: Ints, test: tuple[Ints, ...]) -> Ints:
+def _ordered(engine: Engine, devices: Ints, test: Sequence[Ints]) -> Ints:
     """Devices in an order in which those that follow each other have much in common: the architecture, the batch width,
     about as many test samples, the parent.
     """
@@ -117,9 +127,11 @@ class _Run(NamedTuple):
         return self[1:3] == other[1:3] and self.stacked == other.stacked and same(self.params, other.params)
 
 
-def _scored(world: World, engine: Engine, cohort: Cohort) -> Iterator[tuple[Ints, str, dict[str, Floats]]]:
+def _scored(
+    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort
+) -> Iterator[tuple[Ints, str, dict[str, Floats]]]:
     """Devices [n], model, metric -> mean over the samples of each device [n]; for some devices at a time."""
-    task, test = engine.task(int(cohort.devices[0])), world.federation.test
+    task = engine.task(int(cohort.devices[0]))
     sizes = np.array([len(test[i]) for i in cohort.devices], np.int64)
     each = {
         "global": [cohort.global_model] * len(sizes),
@@ -137,12 +149,12 @@ def _scored(world: World, engine: Engine, cohort: Cohort) -> Iterator[tuple[Ints
             if run[2].keys() >= set(task.keys)  # else the algorithm has no complete model of this kind
         ]
         sums: list[dict[str, Floats]] = [{} for _ in runs]
-        for rows in _samples(world, ids, most):
-            for total, more in zip(sums, _sums(world, task, rows, runs), strict=True):
+        for rows in _samples(engine.plan, [test[i] for i in ids], most):
+            for total, more in zip(sums, _sums(kind, task, rows, runs), strict=True):
                 for metric, value in more.items():
                     total[metric] = total.get(metric, 0.0) + value
         for run, total in zip(runs, sums, strict=True):
-            n = torch.from_numpy(sizes[begin + run.low : begin + run.high]).to(world.plan.dtype)
+            n = torch.from_numpy(sizes[begin + run.low : begin + run.high]).to(engine.plan.dtype)
             means = {k: (torch.from_numpy(v).to(n.dtype) / n).double().numpy() for k, v in total.items()}
             yield ids[run.low : run.high], run.name, means
 
@@ -158,13 +170,12 @@ def _cuts(sizes: Ints, most: int) -> list[int]:
     return [*cuts, len(sizes)]
 
 
-def _samples(world: World, ids: Ints, most: int) -> Iterator[_Rows]:
+def _samples(plan: Plan, test: list[Ints], most: int) -> Iterator[_Rows]:
     """The test samples of devices; those of a single one in several parts if they are many."""
-    rows = torch.from_numpy(np.concatenate([world.federation.test[i] for i in ids])).to(world.device)
-    parts = rows.split(most) if len(ids) == 1 else (rows,)
-    for part in parts:
-        sizes = [len(part)] if len(ids) == 1 else [len(world.federation.test[i]) for i in ids]
-        yield _Rows(world.plan.x[part], world.plan.y[part], np.array(sizes, np.int64))
+    rows = torch.from_numpy(np.concatenate(test)).to(plan.x.device)
+    for part in rows.split(most) if len(test) == 1 else (rows,):
+        sizes = [len(part)] if len(test) == 1 else [len(t) for t in test]
+        yield _Rows(plan.x[part], plan.y[part], np.array(sizes, np.int64))
 
 
 def _runs(
@@ -185,20 +196,20 @@ def _runs(
                 low = j
 
 
-def _sums(world: World, task: Task, rows: _Rows, runs: list[_Run]) -> list[dict[str, Floats]]:
+def _sums(kind: Kind, task: Task, rows: _Rows, runs: list[_Run]) -> list[dict[str, Floats]]:
     """Metric -> sum over the samples of each device [n], for every run; what is the same is computed once."""
     out: list[dict[str, Floats]] = []
     for j, run in enumerate(runs):
         before = next((i for i in range(j) if runs[i].like(run)), None)
-        out.append(_sum(world, task, rows.of(run.low, run.high), run) if before is None else out[before])
+        out.append(_sum(kind, task, rows.of(run.low, run.high), run) if before is None else out[before])
     return out
 
 
-def _sum(world: World, task: Task, rows: _Rows, run: _Run) -> dict[str, Floats]:
+def _sum(kind: Kind, task: Task, rows: _Rows, run: _Run) -> dict[str, Floats]:
     """Metric -> sum over the samples of each device [n]."""
     with torch.no_grad():
         out = _outputs(task, run, rows)
-        scores = per_sample_scores(out, rows.y, kind(world), task.loss(out, rows.y))
+        scores = per_sample_scores(out, rows.y, kind, task.loss(out, rows.y))
     begin = np.cumsum(rows.sizes) - rows.sizes
     return {k: np.add.reduceat(v.double().cpu().numpy(), begin) for k, v in scores.items()}
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tierfed.config import Config
 from tierfed.cost import RoundCost
 from tierfed.engine import Engine
-from tierfed.evaluation import evaluate, evaluated
+from tierfed.evaluation import evaluate, evaluated, kind
 from tierfed.formation import event, form, pending, with_teams
 from tierfed.metrics import Row, Scores, to_table, write_atomic
 from tierfed.record import (
@@ -176,7 +176,8 @@ class Session:
     def _evaluate(self, number: int, last: bool) -> list[Row]:
         """Scores and statistics after a round."""
         drawn = evaluated(self.world, number, last)
-        found = evaluate(self.world, self.engine, self.world.config.eval.post, drawn, self._tell)
+        test, post = self.world.federation.test, self.world.config.eval.post
+        found = evaluate(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
         return score_rows(self.world, number, found, drawn, self.baseline)
 
     def _tell(self, doing: str) -> None:

@@ -43,8 +43,8 @@ def summary_grid(run: RunFolder) -> Grid:
 
 
 def comparison_cell(grid: GridFolder, label: str, column: Column) -> str:
-    """One cell of the comparison: mean ± standard deviation over seeds; of one run that was evaluated on a sample of its
-    devices, ± half the width of the confidence interval."""
+    """One cell of the comparison: mean ± standard deviation over seeds; of one run that was evaluated on a sample of
+    its devices, ± half the width of the confidence interval."""
     values = grid.values(label, column)
     members = grid.of_label(label)
     half = column.margin(members[0]) if column.margin is not None and len(members) == 1 else None
