@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from tierfed.engine import Engine
-from tierfed.engine.evaluate import Cohort, Each, cohorts, convolves, same
+from tierfed.engine.evaluate import Cohort, Each, cohorts, convolves, mixes, same
 from tierfed.metrics import MODELS, Floats, Kind, Scores, per_sample_scores
 from tierfed.plan import Plan
 from tierfed.rng import Purpose, sample
@@ -140,6 +140,8 @@ def _scored(
         "personal_post": cohort.personal_post,
     }
     most = _PICTURES_AT_ONCE if convolves(task.module) else _ROWS_AT_ONCE
+    if mixes(task.module):
+        most = 0
     for begin, end in pairwise(_cuts(sizes, most)):
         ids = cohort.devices[begin:end]
         runs = [
@@ -160,7 +162,9 @@ def _scored(
 
 
 def _cuts(sizes: Ints, most: int) -> list[int]:
-    """Where to cut a cohort so that no part has more rows than fit, padded ones counted; a device is not cut."""
+    """Where to cut a cohort so that no part has more rows than fit, padded ones counted; a device is not cut.
+    0: every device alone.
+    """
     cuts, widest = [0], 0
     for j, size in enumerate(sizes.tolist()):
         widest = max(widest, size)
@@ -171,9 +175,9 @@ def _cuts(sizes: Ints, most: int) -> list[int]:
 
 
 def _samples(plan: Plan, test: list[Ints], most: int) -> Iterator[_Rows]:
-    """The test samples of devices; those of a single one in several parts if they are many."""
+    """The test samples of devices; those of a single one in several parts if they are many, unless `most` is 0."""
     rows = torch.from_numpy(np.concatenate(test)).to(plan.x.device)
-    for part in rows.split(most) if len(test) == 1 else (rows,):
+    for part in rows.split(most) if len(test) == 1 and most else (rows,):
         sizes = [len(part)] if len(test) == 1 else [len(t) for t in test]
         yield _Rows(plan.x[part], plan.y[part], np.array(sizes, np.int64))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from laws.cases import CASES, fits, task_of
 from laws.world import DEVICES, by_name, evaluated, relative, small_plan, trace, trees
-from support import ENGINES, gap, make_engine, toy_task
+from support import ENGINES, Ids, gap, make_engine, toy_task
 from tierfed import evaluation
 from tierfed.algorithm import Data
 from tierfed.algorithms import make
@@ -100,10 +100,10 @@ TEST = [np.arange(3 * i, 3 * i + n) for i, n in enumerate((4, 0, 9, 1, 4, 6, 2, 
 """Test rows of the devices: ragged, one has none."""
 
 
-def one_at_a_time(engine: Engine, kind: Kind = "classification") -> Tree:
+def one_at_a_time(engine: Engine, kind: Kind = "classification", test: Sequence[Ids] = TEST) -> Tree:
     """The scores by definition: every device alone, on the message of its parent, one model after the other."""
     out: Tree = {}
-    for i, rows in enumerate(TEST):
+    for i, rows in enumerate(test):
         task, own, algorithm = engine.task(i), engine.own(i), engine.algorithm
         message, data = message_to(engine, i), engine.plan.one(i, algorithm, engine.round, 0)
         up, state = algorithm.device(task, message, own, data)
@@ -182,6 +182,23 @@ def test_different_architectures(kind: str) -> None:
         found = plain(evaluate(engine, TEST, "classification", np.arange(DEVICES)))
         assert found.keys() == {"personal_pre", "personal_post"}
         assert relative(found, one_at_a_time(engine)) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_batch_norms_without_running_statistics(kind: str) -> None:
+    """What such a model says of a sample depends on its batch: every device is a batch of its own.
+
+    A batch of one sample has no variance, so nobody has a single one here.
+    """
+    test = [rows if len(rows) > 1 else rows[:0] for rows in TEST]
+    norm = nn.BatchNorm1d(5, track_running_stats=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(2)
+        task = Task(nn.Sequential(nn.Linear(8, 5), norm, nn.Linear(5, 4)).double(), classes=4)
+    for name in ("fedavg", "ditto"):
+        engine = trace(make_engine(kind, make(name), task, small_plan(), trees()["3 tiers"]), 1).engine
+        found = plain(evaluate(engine, test, "classification", np.arange(DEVICES)))
+        assert relative(found, one_at_a_time(engine, test=test)) <= 1e-12
 
 
 @pytest.mark.parametrize("kind", ENGINES)

@@ -88,6 +88,12 @@ def convolves(module: nn.Module) -> bool:
     return any(isinstance(m, _CONVOLUTIONS) for m in module.modules())
 
 
+def mixes(module: nn.Module) -> bool:
+    """Whether the output of a sample depends on the others of its batch: batch norms without running statistics."""
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(not m.track_running_stats for m in norms)
+
+
 class _Asked(Exception):  # noqa: N818  (no error: it asks for data)
     pass
 
@@ -151,8 +157,7 @@ class _Walk:
             slots = torch.as_tensor(np.searchsorted(members, ids[mine]))
             parts.append(vmap(tier.send, (None, 0))(state, slots))
             order.append(mine)
-        back = torch.as_tensor(np.argsort(np.concatenate(order)))
-        return row(tmap(lambda *t: torch.cat(t), *parts), back), False
+        return _in_order(parts, order), False
 
     def _above(self, level: int, ids: Ids) -> tuple[int, Ids]:
         """The depth that nodes of a level hear from, and who it is of each."""
@@ -208,8 +213,8 @@ def at_once(engine: Engine) -> int:
 
 
 def cohorts(engine: Engine, devices: Ids, post: bool = True, chunk: int = 0) -> Iterator[Cohort]:
-    """The evaluated models of some devices, a few at a time: those of one architecture (and of one batch width, where
-    they are computed together) among every `chunk` that follow each other.
+    """The evaluated models of some devices, a few at a time: those of one architecture among every `chunk` that follow
+    each other.
 
     personal_post is a dry visit after which the device hears its own reply: the personal model after the local
     training of the coming round, for devices that were not polled too.
@@ -222,9 +227,8 @@ def cohorts(engine: Engine, devices: Ids, post: bool = True, chunk: int = 0) -> 
     for start in range(0, len(devices), chunk):
         some = devices[start : start + chunk]
         kinds = np.zeros(len(some), np.int64) if engine.kinds is None else engine.kinds[some]
-        widths = np.array([engine.plan.width(int(i)) if batched[k] else 0 for i, k in zip(some, kinds, strict=True)])
-        for kind, width in sorted(set(zip(kinds.tolist(), widths.tolist(), strict=True))):
-            ids = some[(kinds == kind) & (widths == width)]
+        for kind in np.unique(kinds).tolist():
+            ids = some[kinds == kind]
             pre, after = (_stacked if batched[kind] else _in_turn)(walk, kind, ids, post)
             yield Cohort(ids, top, [walk.team(int(i)) for i in ids], pre, after)
         walk.forget()
@@ -264,28 +268,32 @@ def _stacked(walk: _Walk, kind: int, ids: Ids, post: bool) -> tuple[Params, Para
     task, algorithm = engine.tasks[kind], engine.algorithm
     message, common = walk.stacked(engine.depth, ids)
 
-    def personal(up: Tree, states: Tree) -> Params:
-        def of(data: Data | None) -> Params:
-            drawn = () if data is None else tuple(data[2:-1])
-            alike = common and data is None  # what is trained needs statistics of its own: batch norms write into them
-            call = vmap(
-                lambda _, m, u, s, *d: algorithm.personal(
-                    task,
-                    {**m, **u},
-                    s,
-                    _UNSEEN if data is None else Data(data.x, data.y, *d)._replace(ragged=data.ragged),
-                ),
-                in_dims=(0, None if alike else 0, 0, 0, *[0] * len(drawn)),
-            )
-            sent = _expanded(message, len(ids)) if common and not alike else message
-            return call(torch.arange(len(ids)), sent, up, states, *drawn)  # type: ignore[no-any-return]
+    def of(message: Tree, alike: bool, up: Tree, states: Tree, n: int, data: Data | None) -> Params:
+        drawn = () if data is None else tuple(data[2:-1])
+        call = vmap(
+            lambda _, m, u, s, *d: algorithm.personal(
+                task, {**m, **u}, s, _UNSEEN if data is None else Data(data.x, data.y, *d)._replace(ragged=data.ragged)
+            ),
+            in_dims=(0, None if alike else 0, 0, 0, *[0] * len(drawn)),
+        )
+        return call(torch.arange(n), message, up, states, *drawn)  # type: ignore[no-any-return]
 
+    def personal(up: Tree, states: Tree) -> Params:
         if not walk.adapts:
             try:
-                return of(None)
+                return of(message, common, up, states, len(ids), None)
             except _Asked:
                 walk.adapts = True
-        return of(engine.plan.data(ids.tolist(), algorithm, engine.round, 0))
+        # what is trained needs statistics of its own, into which batch norms write
+        sent, parts, order = _expanded(message, len(ids)) if common else message, [], []
+        widths = np.array([engine.plan.width(int(i)) for i in ids])
+        for width in np.unique(widths):
+            mine = np.flatnonzero(widths == width)
+            data = engine.plan.data(ids[mine].tolist(), algorithm, engine.round, 0)
+            some = row({"sent": sent, "up": up, "own": states}, torch.as_tensor(mine))
+            parts.append(of(some["sent"], False, some["up"], some["own"], len(mine), data))
+            order.append(mine)
+        return _in_order(parts, order)
 
     pre = personal({}, stack([engine.own(int(i)) for i in ids]))
     return pre, personal(*_dry(engine, ids, message, common)) if post else None
@@ -305,6 +313,14 @@ def _personal(walk: _Walk, of: Callable[[Data], Params], device: int) -> Params:
 def _dry(engine: Engine, ids: Ids, message: Tree, common: bool) -> tuple[Tree, Tree]:
     """Replies and new states [H, ...] of a visit of each device now."""
     return engine.visit_devices(ids, _expanded(message, len(ids)) if common else message, engine.round, 0)
+
+
+def _in_order(parts: list[Tree], places: list[Ids]) -> Tree:
+    """Stacked trees of some of the devices each, as one of all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    back = torch.as_tensor(np.argsort(np.concatenate(places)))
+    return row(tmap(lambda *t: torch.cat(t), *parts), back)  # type: ignore[no-any-return]
 
 
 def _expanded(message: Tree, n: int) -> Tree:
