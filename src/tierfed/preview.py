@@ -68,7 +68,8 @@ def _before(world: World) -> dict[str, int]:
 def _evaluation(settings: EvalSettings, devices: int) -> str:
     """Who is evaluated, where that is a sample of the devices."""
     final = ", all of them at the end" if settings.final == "all" else ""
-    return f"{settings.devices:,} of {devices:,} devices, drawn anew every {settings.every} rounds{final}"
+    every = "round" if settings.every == 1 else f"{settings.every} rounds"
+    return f"{settings.devices:,} of {devices:,} devices, drawn anew every {every}{final}"
 
 
 def _personalization(stage: PersonalizeSettings) -> dict[str, Any]:

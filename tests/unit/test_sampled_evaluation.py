@@ -20,6 +20,7 @@ from tierfed import Dataset, InputError, Progress, Result
 from tierfed.evaluation import evaluate, evaluated
 from tierfed.loop import read_baseline
 from tierfed.metrics import Row, Scores, confidence
+from tierfed.preview import preview
 from tierfed.progress import scores as told
 from tierfed.record import gain_over, score_rows
 from tierfed.report import summary, summary_table, write_report
@@ -322,3 +323,8 @@ def test_comparisons_of_samples(tmp_path: Path) -> None:
     ditto_half = RunFolder.read(tmp_path / "ditto").statistics("personal_post")["weighted_ci95"]
     assert f"± {100 * ditto_half:.1f}" in text
     assert "Evaluated on a sample of 3 of 8 devices" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_show_says_who_is_evaluated() -> None:
+    assert preview(world_of(3))["evaluation"] == "3 of 8 devices, drawn anew every round"
+    assert "evaluation" not in preview(world_of(0))
