@@ -45,6 +45,14 @@ def check_on_demand(config: Config, federation: Federation) -> None:
         )
 
 
+def check_evaluation(config: Config, devices: int) -> None:
+    """:raises InputError: more devices shall be evaluated than there are"""
+    if config.eval.devices > devices:
+        raise InputError(
+            f"eval.devices = {config.eval.devices}, but there are {devices} devices; take fewer, or 0 to evaluate all"
+        )
+
+
 def check_tree(config: Config, algorithm: Algorithm, task: Task, topology: Topology) -> None:
     """Everything that an algorithm needs of the tree, the machine, and of the models to begin with.
 

@@ -87,10 +87,14 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """When and what is evaluated, always on the test data of all devices."""
+    """When and what is evaluated, always on the devices' own test data."""
 
     every: Count = 5
     """Rounds; the first and the last are always evaluated."""
+    devices: Natural = 0
+    """How many devices are evaluated each time, drawn anew for each evaluation; 0: all."""
+    final: Literal["sample", "all"] = "sample"
+    """Where only some devices are evaluated: whether the last evaluation is of all of them."""
     post: bool = True
     """Also the personal models after local training, which costs a local training of every device."""
     baseline: str | None = None

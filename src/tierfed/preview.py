@@ -7,7 +7,7 @@ import numpy as np
 
 from tierfed.augment import Augmentation
 from tierfed.choice import visits
-from tierfed.config import EngineSettings, PersonalizeSettings
+from tierfed.config import EngineSettings, EvalSettings, PersonalizeSettings
 from tierfed.data.dataset import Part
 from tierfed.engine import Engine
 from tierfed.formation import forming, pending
@@ -43,6 +43,7 @@ def preview(world: World) -> dict[str, Any]:
         **_computed(world),
         **({} if world.placement is None else {"offload": world.placement}),
         "rounds": config.run.rounds,
+        **({"evaluation": _evaluation(config.eval, len(devices))} if config.eval.devices else {}),
         **({"personalization": _personalization(config.personalize)} if config.personalize.mechanism != "none" else {}),
         "device_visits_per_round": round(polled),
         "bytes_per_visit": sizes,
@@ -76,6 +77,13 @@ def _models(world: World) -> dict[str, Any]:
 def _before(world: World) -> dict[str, int]:
     """What crosses the devices' links once."""
     return {t.what: int(t.down_bytes.sum() + t.up_bytes.sum()) for t in world.transfers}
+
+
+def _evaluation(settings: EvalSettings, devices: int) -> str:
+    """Who is evaluated, where that is a sample of the devices."""
+    final = ", all of them at the end" if settings.final == "all" else ""
+    every = "round" if settings.every == 1 else f"{settings.every} rounds"
+    return f"{settings.devices:,} of {devices:,} devices, drawn anew every {every}{final}"
 
 
 def _personalization(stage: PersonalizeSettings) -> dict[str, Any]:

@@ -10,23 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from tierfed.config import Config
 from tierfed.cost import RoundCost
 from tierfed.disk import disk_error
 from tierfed.engine import Engine
 from tierfed.engine.ahead import prefetch
 from tierfed.engine.beginning import put_parents, with_parents
+from tierfed.evaluation import evaluate, evaluated, kind
 from tierfed.formation import event, form, pending, with_teams
-from tierfed.metrics import Row, to_table, write_atomic
+from tierfed.metrics import Row, Scores, to_table, write_atomic
 from tierfed.record import (
     augment_event,
     cost_rows,
     device_table,
-    evaluate,
     events,
     headline,
+    margins,
     score_rows,
     summed,
     trace_rows,
@@ -70,7 +69,7 @@ class Session:
         rows: list[Row],
         happened: list[dict[str, Any]],
         watch: Watcher | None,
-        baseline: npt.NDArray[Any] | None,
+        baseline: Scores | None,
         identity: dict[str, Any],
         start: Start | None = None,
     ) -> None:
@@ -81,7 +80,7 @@ class Session:
         self.exported = time.monotonic()
         self.clock_seconds = float(store.meta.get("clock_seconds", 0.0))
         self.bytes = int(store.meta.get("bytes", 0))
-        self.scores: dict[str, float] = headline(rows)
+        self.scores, self.margins = headline(rows), margins(rows)
         self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
         if world.engine_name != "serial":
             self.constant["kernel"] = world.choice.kernel
@@ -115,7 +114,7 @@ class Session:
             happened.append({"round": 0, "event": "offload", **self.world.placement})
         self._send(self.world.transfers if self.start is None else self.start.transfers, 0, rows, happened)
         rows = summed(rows)
-        rows += score_rows(self.world, 0, evaluate(self.world, self.engine, self.world.config.eval.post), self.baseline)
+        rows += self._evaluate(0, last=False)
         happened += self.ties.measure(self.world, self.engine, 0)
         self._finish(0, rows, happened, "", True, True)
 
@@ -170,13 +169,38 @@ class Session:
             self._send(self.world.at_end, number, rows, happened)
             rows = summed(rows)
         rows += trace_rows(self.world, self.engine, number, log)
-        evaluated = last or number % config.eval.every == 0
-        if evaluated:
-            rows += score_rows(self.world, number, evaluate(self.world, self.engine, config.eval.post), self.baseline)
+        due = last or number % config.eval.every == 0
+        if due:
+            rows += self._evaluate(number, last)
             happened += self.ties.measure(self.world, self.engine, number)
         if stopped:
             happened.append({"round": number, "event": "stop", "rule": stopped})
-        self._finish(number, rows, happened, stopped, evaluated, last or number % config.run.checkpoint_every == 0)
+        self._finish(number, rows, happened, stopped, due, last or number % config.run.checkpoint_every == 0)
+
+    def _evaluate(self, number: int, last: bool) -> list[Row]:
+        """Scores and statistics after a round."""
+        drawn = evaluated(self.world, number, last)
+        test, post = self.world.federation.test, self.world.config.eval.post
+        found = evaluate(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
+        return score_rows(self.world, number, found, drawn, self.baseline)
+
+    def _tell(self, doing: str) -> None:
+        """Tells the watcher what goes on within a round."""
+        if self.watch is not None:
+            self.watch(self._progress(self.engine.round, doing=doing))
+
+    def _progress(self, number: int, evaluated: bool = False, stopped: str = "", doing: str = "") -> Progress:
+        return Progress(
+            name=self.path.name if self.path else "run",
+            round=number,
+            rounds=self.world.config.run.rounds,
+            scores=self.scores,
+            margins=self.margins,
+            evaluated=evaluated,
+            bytes=self.bytes,
+            stopped=stopped,
+            doing=doing,
+        )
 
     def _finish(
         self, number: int, rows: list[Row], happened: list[dict[str, Any]], stopped: str, evaluated: bool, commit: bool
@@ -192,21 +216,11 @@ class Session:
                 self.pending = []
                 self.ties.committed()
         if evaluated:
-            self.scores = headline(rows)
+            self.scores, self.margins = headline(rows), margins(rows)
         if time.monotonic() - self.exported > _EXPORT_SECONDS:
             self.export()
         if self.watch is not None:
-            self.watch(
-                Progress(
-                    name=self.path.name if self.path else "run",
-                    round=number,
-                    rounds=self.world.config.run.rounds,
-                    scores=self.scores,
-                    evaluated=evaluated,
-                    bytes=self.bytes,
-                    stopped=stopped,
-                )
-            )
+            self.watch(self._progress(number, evaluated, stopped))
 
     def export(self) -> None:
         """The files that reports are made from, of the committed rounds, each whole or not at all."""

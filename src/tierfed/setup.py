@@ -15,6 +15,7 @@ from tierfed.algorithms import make
 from tierfed.augment import Augmentation, augment, on_threads, warm
 from tierfed.augment.gan import Tell
 from tierfed.checks import (
+    check_evaluation,
     check_mixture,
     check_needs,
     check_on_demand,
@@ -148,6 +149,7 @@ def prepare(
     device, dtype = choose_device(config.run.device), cast("torch.dtype", getattr(torch, config.run.dtype))
     seed = config.run.seed
     federation = load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
+    check_evaluation(config, len(federation))
     outputs = len(federation.classes) or (1 if federation.y.dim() == 1 else federation.y.shape[1])
     modules, kinds = networks(config.model, federation, outputs, seed, module)
     loss = loss_by_name(
