@@ -12,9 +12,10 @@ pip install "tierfed[bench]", in an environment of their own where their version
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,39 +33,52 @@ PEERS = ("loop", "flower", "pfl", "fedjax")
 FAITHFUL = 1e-9  # the largest difference in float64 that rounding may make
 
 
-def main() -> None:
-    options = _options()
-    said = Console(stderr=True)
-    if options.check:
-        sys.exit(_check(options))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """What the command line asks for; 1 where a contestant has failed, or trains something else."""
+    options = parsed(arguments)
+    return _check(options) if options.check else _timed(options)
+
+
+def _timed(options: argparse.Namespace) -> int:
+    """Rounds of tierfed and every peer in turns; 1 where one has failed, 130 after Ctrl-C."""
+    said, lines, status = Console(stderr=True, soft_wrap=True), list[dict[str, Any]](), 0
     pythons = dict.fromkeys(("ours", *PEERS), sys.executable) | dict(options.python)
     peers = [peer for peer in options.peers if installed(pythons[peer], peer)]
     for peer in options.peers:
         if peer not in peers:
-            said.print(
-                f'{peer}: left out, it is not installed; pip install "tierfed\\[bench]", or --python {peer}=PATH'
-            )
-    lines, failed = [], 0
-    with said.status("measuring the machine") as status:
-        best = peak(pythons["ours"])
-        for ours, jobs in _work(options, peers):
-            with written(ours) as data:
-                for job in jobs:
-                    title = f"{job.work} {job.algorithm}, {job.cohort} devices: tierfed and {job.side}"
-                    status.update(title)
-                    two = [replace(j, data=data) for j in (ours, job)]
-                    try:
-                        line = race(*two, pythons, options, best, lambda text, t=title: status.update(f"{t}, {text}"))
-                    except ContestantError as err:
-                        said.print(f"{title}: {err}", markup=False, soft_wrap=True)
-                        failed += 1
-                        continue
-                    lines.append(line)
-                    if options.json:
-                        print(json.dumps(line), flush=True)
-    if not options.json and lines:
-        Console().print(_table(lines, best))
-    sys.exit(1 if failed else 0)
+            hint = f'pip install "tierfed[bench]", or --python {peer}=PATH of an interpreter that has it'
+            said.print(f"{peer}: left out, it is not installed; {hint}", markup=False, highlight=False)
+    best = 0.0
+    try:
+        with said.status("measuring the machine") as shown:
+            best = peak(pythons["ours"]) if peers else 0.0
+            for ours, peer in _pairs(options, peers):
+                title = f"{peer.work} {peer.algorithm}, {peer.cohort} devices: tierfed and {peer.side}"
+
+                def tell(text: str, title: str = title) -> None:
+                    shown.update(f"{title}, {text}")
+
+                try:
+                    lines.append(race(ours, peer, pythons, options, best, tell))
+                except ContestantError as err:
+                    said.print(f"{title}: {err}", markup=False, highlight=False)
+                    status = 1
+                    continue
+                if options.json:
+                    print(json.dumps(lines[-1]), flush=True)
+    except KeyboardInterrupt:
+        status = 130
+    if lines and not options.json:
+        Console(width=None if sys.stdout.isatty() else 120).print(_table(lines, best))
+    return status
+
+
+def _pairs(options: argparse.Namespace, peers: Sequence[str]) -> Iterator[tuple[Job, Job]]:
+    """tierfed and a peer that train the same, with their samples on disk."""
+    for ours, jobs in _work(options, peers):
+        with written(ours) as data:
+            for job in jobs:
+                yield replace(ours, data=data), replace(job, data=data)
 
 
 def peak(python: str) -> float:
@@ -77,7 +91,12 @@ def peak(python: str) -> float:
 
 
 def race(
-    ours: Job, peer: Job, pythons: dict[str, str], options: argparse.Namespace, best: float, tell: Any
+    ours: Job,
+    peer: Job,
+    pythons: dict[str, str],
+    options: argparse.Namespace,
+    best: float,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Rounds of two contestants in turns; what is printed of them.
 
@@ -178,7 +197,7 @@ def _table(lines: list[dict[str, Any]], best: float) -> Table:
     """What fits on a terminal; of pairs of numbers the peer's comes first."""
     table = Table(title="Peer / tierfed; medians of whole rounds")
     for name in ("work", "peer"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("seconds", "ratio", f"of {best / 1e9:.0f} GFLOP/s", "MB", "start-up s"):
         table.add_column(name, justify="right")
     for line in lines:
@@ -196,7 +215,7 @@ def _table(lines: list[dict[str, Any]], best: float) -> Table:
     return table
 
 
-def _options() -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", type=_some(SHAPES), default=list(SHAPES), help="of M1,M2,M3,M4")
     parser.add_argument("--cohorts", "--cohort", type=_numbers, default=[10], help="devices per round: 10,100")
@@ -225,7 +244,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="times nothing: do tierfed and the loop train the same?")
     parser.add_argument("--json", action="store_true", help="a line for every work and peer")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.samples % 20:
         parser.error(f"--samples {options.samples}: wanted a multiple of 20, so that all batches are full")
     for cohort in options.cohorts:
@@ -265,8 +284,10 @@ def _named(text: str) -> tuple[str, str]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: wanted a peer and its interpreter, for example flower=env/bin/python"
         )
+    if shutil.which(path) is None:
+        raise argparse.ArgumentTypeError(f"{path!r} cannot be run; wanted the path of a Python interpreter")
     return peer, path
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -90,6 +90,8 @@ class Contestant:
             if born is not None and _born(pid) == born:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._said.close()
 
 
