@@ -14,7 +14,7 @@ from sides.job import Job, environment
 
 HERE = Path(__file__).resolve().parent.parent
 NEEDS = {"ours": ("tierfed",), "loop": ("torch",), "flower": ("flwr", "ray"), "pfl": ("pfl",), "fedjax": ("fedjax",)}
-_LAST_SECONDS = 20.0
+_LAST_SECONDS = 10.0
 
 
 class ContestantError(Exception):
@@ -84,6 +84,7 @@ class Contestant:
         try:
             self._process.wait(_LAST_SECONDS)
         except subprocess.TimeoutExpired:
+            left |= processes(self._process.pid)
             self._process.kill()
             self._process.wait()
         for pid, born in left.items():

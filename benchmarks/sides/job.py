@@ -107,8 +107,9 @@ def held_rows(job: Job) -> list[npt.NDArray[np.int64]]:
 def written(job: Job) -> Iterator[str]:
     """A folder with the samples of a job, for as long as the block lasts."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, array in zip("xy", samples(job), strict=True):
-            np.save(Path(folder) / f"{name}.npy", array)
+        x, y = samples(job)
+        np.save(Path(folder) / "x.npy", x)
+        np.save(Path(folder) / "y.npy", y)
         yield folder
 
 

@@ -52,7 +52,7 @@ class Loop:
         self.job, self.y, self.x = job, y, laid_out(x, job.layout)
         self.module = network(job).to(x.dtype).train()
         if job.layout == "nhwc":
-            self.module = self.module.to(memory_format=torch.channels_last)
+            self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for m in self.module.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
                 m.num_batches_tracked = None  # a counter is no weight
@@ -67,7 +67,8 @@ class Loop:
         self.kept: dict[int, Tensors] = {}
         self.losses: dict[int, tuple[float, float, float]] = {}
         self.held = held_rows(job)
-        self._rounds: dict[str, Callable[[list[list[Visit]]], None]] = {
+        self.rounds = 0
+        self._methods: dict[str, Callable[[list[list[Visit]]], None]] = {
             "fedavg": self.fedavg,
             "fedprox": self.fedprox,
             "scaffold": self.scaffold,
@@ -78,7 +79,8 @@ class Loop:
 
     def round(self, teams: list[list[Visit]]) -> None:
         """One round; all devices that are polled, team by team."""
-        self._rounds[self.job.algorithm](teams)
+        self._methods[self.job.algorithm](teams)
+        self.rounds += 1
 
     def option(self, name: str) -> float:
         """A hyper-parameter of the algorithm."""

@@ -41,7 +41,7 @@ class Net(nn.Module):
         return {}
 
 
-class Taking(TrainingProcessCallback):  # type: ignore[type-arg]
+class Taking(TrainingProcessCallback):
     """Waits for a command before every round."""
 
     def __init__(self, turns: Turns) -> None:
@@ -70,7 +70,7 @@ def serve(job: Job, turns: Turns) -> None:
 
     net = Net(network(job))
     if job.layout == "nhwc":
-        net = net.to(memory_format=torch.channels_last)
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = FederatedDataset(dataset, get_user_sampler("random", list(range(job.devices))))
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(
