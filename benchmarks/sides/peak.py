@@ -7,7 +7,7 @@ import torch
 from sides.job import Job, cores
 from sides.turns import Turns
 
-N, TIMES = 2048, 20
+N, TIMES = 2048, 10
 
 
 def serve(job: Job, turns: Turns) -> None:

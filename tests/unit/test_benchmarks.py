@@ -21,7 +21,7 @@ KEYS = {
     "work", "peer", "seconds_per_round", "tierfed_seconds_per_round", "ratio", "peak_fraction", "rss_mb",
     "startup_seconds", "cohort", "algorithm", "threads", "layout", "rounds",
 }  # fmt: skip
-TINY = Job(side="ours", work="M1", devices=5, cohort=4, samples=40)
+TINY = Job(side="ours", work="M1", devices=5, cohort=4, samples=60)
 
 
 @pytest.fixture(autouse=True)
