@@ -5,7 +5,6 @@ convolutions, which gain nothing from being stacked on a CPU, this is the fastes
 """
 
 import copy
-from collections.abc import Collection
 from contextlib import nullcontext
 
 import torch
@@ -25,19 +24,19 @@ class Workbench:
     """
 
     def __init__(self, task: Task, net: nn.Module, pictures: bool, bf16: bool) -> None:
-        self.net, self.loss, self.pictures, self.bf16 = net, task.loss, pictures, bf16
+        self.net, self.loss, self.bf16 = net, task.loss, bf16
+        self.pictures = pictures and next(net.parameters()).device.type == "cpu"
         parameters = dict(net.named_parameters())
         for p in parameters.values():
             p.requires_grad_(False)
         self.slots: dict[str, Tensor] = {**parameters, **dict(net.named_buffers())}
         self.seeds = [self.slots[k] for k in task._seeds]
 
-    def fits(self, params: Params, data_x: Tensor, keys: Collection[str]) -> bool:
-        """Whether parameters of this kind can be copied in."""
-        return all(
-            k in self.slots and v.dtype == self.slots[k].dtype and v.device == self.slots[k].device
-            for k, v in params.items()
-        )
+    def fits(self, params: Params) -> bool:
+        """Whether these parameters can be copied in: all entries of the model, of its own kind."""
+        own = [self.slots.get(k) for k in params]
+        kinds = zip(params.values(), own, strict=True)
+        return all(s is not None and (v.dtype, v.device, v.shape) == (s.dtype, s.device, s.shape) for v, s in kinds)
 
     def run(self, work: Work) -> Params:
         """Local SGD of all devices of a call."""
@@ -91,7 +90,18 @@ def _row(t: Tensor, i: int) -> Tensor:
     return t[i if t.shape[0] > 1 else 0]
 
 
-def workbench(task: Task, net: nn.Module, device: torch.device, bf16: bool) -> Workbench:
-    """A bench of its own for a module of a task. :param device: where the parameters are"""
-    net, pictures = copy.deepcopy(net), task._pictures and device.type == "cpu"
-    return Workbench(task, net.to(memory_format=torch.channels_last) if pictures else net, pictures, bf16)
+class Benches:
+    """The workbenches of a task, one for each of its modes; they are not pickled."""
+
+    def __init__(self, bf16: bool) -> None:
+        self.bf16 = bf16
+        self._made: dict[nn.Module, Workbench] = {}
+
+    def __reduce__(self) -> tuple[type["Benches"], tuple[bool]]:
+        return Benches, (self.bf16,)
+
+    def at(self, task: Task, net: nn.Module) -> Workbench:
+        """The workbench of a module of a task."""
+        if net not in self._made:
+            self._made[net] = Workbench(task, copy.deepcopy(net), task._pictures, self.bf16)
+        return self._made[net]

@@ -157,13 +157,10 @@ class Program:
         weight, _, *running = self._norm_entries(layer)
         gradient = self._side_by_side(g, self.back)
         down = self._room(layer.outputs)
-        place, into = down.transpose(0, 1), []
-        for at, entry in ((1, "weight"), (2, "bias")):
-            if layer.key(entry) in self.moves:
-                move = self.moves[layer.key(entry)]
-                self.back += move.shrink()
-                into.append((at, move.w.view(-1), move.scale))
-        mask = [further, *(layer.key(k) in self.moves for k in ("weight", "bias"))]
+        place = down.transpose(0, 1)
+        own = {at: self.moves.get(layer.key(entry)) for at, entry in ((1, "weight"), (2, "bias"))}
+        into = [(at, move.w.view(-1), move.scale, move.shrink()) for at, move in own.items() if move is not None]
+        mask = [further, *(move is not None for move in own.values())]
         learns = layer.name in self.learning
         differentiate = torch.ops.aten.native_batch_norm_backward.default
 
@@ -171,7 +168,9 @@ class Program:
             grads = differentiate(gradient, x, weight, *running, mean, inverse, learns, layer.eps, mask)
             if further:
                 place.copy_(grads[0].view(place.shape))
-            for at, w, scale in into:
+            for at, w, scale, before in into:
+                for step in before:
+                    step()
                 w.sub_(grads[at], alpha=scale)
 
         self.back.append(back)
