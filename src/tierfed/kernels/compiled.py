@@ -1,4 +1,4 @@
-"""The kernel "compile": `Task.step`, mapped over the devices by vmap, traced to one graph and compiled by torch.compile.
+"""The kernel "compile": `Task.step`, mapped over the devices by vmap, traced to a graph and compiled by PyTorch.
 
 For models that the fused kernel does not know. Every number of devices, batch width and set of operands is compiled
 once, which takes seconds; what was compiled is kept with the task and is not pickled.
@@ -14,7 +14,7 @@ from torch.func import vmap
 
 from tierfed.algorithm import Batch
 from tierfed.kernels.call import Work
-from tierfed.tree import Params, Tree, row, tmap
+from tierfed.tree import Params, Tree, tmap
 
 BACKEND = "inductor"
 COMPILERS = ("c++", "g++", "clang++")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tierfed.algorithm import Data
 from tierfed.errors import InputError, nearest
 from tierfed.kernels.call import Kernel, LocalSGD, Pull, packed
-from tierfed.kernels.chain import Chain, Unfit, chain_of
+from tierfed.kernels.chain import Chain, UnfitError, chain_of
 from tierfed.kernels.compiled import compiled, missing
 from tierfed.kernels.fused import fused
 from tierfed.kernels.graphs import graphs
-from tierfed.kernels.loop import Benches
+from tierfed.kernels.loop import Benches, fits
 from tierfed.task import Task
 from tierfed.tree import Params
 
@@ -65,7 +65,7 @@ class Equipped(Task):
         learning = [n for name, n in self.norms.items() if net.get_submodule(name).training]
         moved = [k for n in learning for k in (n["u"], n["s"]) if k in self.buffers]
         call, operands = packed(self, kernel, params, data, lr, drift, pull, train, moved)
-        changed = LocalSGD.apply(call, *operands)
+        changed: tuple[Tensor, ...] = LocalSGD.apply(call, *operands)  # type: ignore[no-untyped-call]
         return {**params, **dict(zip(call.out, changed, strict=True))}
 
 
@@ -77,8 +77,7 @@ class LoopTask(Equipped):
         self.benches = Benches(bf16)
 
     def kernel(self, net: nn.Module, params: Params, data: Data) -> Kernel | None:
-        bench = self.benches.at(self, net)
-        return bench.run if bench.fits(params) else None
+        return partial(self.benches.run, self, net) if fits(net, params) else None
 
 
 class FusedTask(Equipped):
@@ -150,7 +149,7 @@ def refusal(name: str, task: Task, device: torch.device) -> str:
     try:
         if name in ("fused", "graphs"):
             chain_of(task)
-    except Unfit as why:
+    except UnfitError as why:
         return str(why)
     return ""
 
@@ -165,9 +164,8 @@ def equipped(task: Task, name: str, *, bf16: bool = False) -> Task:
         raise InputError(f"bf16 = true with the kernel {name!r}: only 'loop' has it; take that kernel or bf16 = false")
     kind = next((d for d in ("cpu", "cuda") if not refusal(name, task, torch.device(d))), None)
     if kind is None:
-        raise InputError(
-            f"the kernel {name!r} cannot run this task: {refusal(name, task, torch.device('cpu'))}; take 'loop' or 'vmap'"
-        )
+        why = refusal(name, task, torch.device("cpu"))
+        raise InputError(f"the kernel {name!r} cannot run this task: {why}; take 'loop' or 'vmap'")
     plain = _plain(task)
     if name == "loop":
         return task if _has_its_own(task) else LoopTask(plain, bf16)

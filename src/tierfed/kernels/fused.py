@@ -1,7 +1,8 @@
-"""The kernel "fused": the local SGD of many devices, a few of them side by side, by one `Program` for all their steps."""
+"""The kernel "fused": the local SGD of many devices, some of them side by side, by one `Program` for all steps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from tierfed.kernels.call import Work
 from tierfed.kernels.chain import Chain
 from tierfed.kernels.cohort import moving, ordered, part, spans
 from tierfed.kernels.program import Program
-from tierfed.tree import Params
+from tierfed.tree import Params, tmap
 
 CACHE_BYTES = 1 << 20  # of a core, for the weights and activations of devices side by side
 LEAST = 5  # devices side by side even where the cache holds fewer: the calls of a step cost more than the cache saves
@@ -45,11 +46,11 @@ def fits_labels(chain: Chain, work: Work) -> bool:
 
 
 def _sorted(work: Work, order: Tensor) -> Work:
-    def by_order(value: float | Tensor) -> float | Tensor:
+    def by_order(value: Any) -> Any:
         return value[order] if isinstance(value, Tensor) and value.shape[0] > 1 else value
 
-    trees = {name: {k: by_order(v) for k, v in getattr(work, name).items()} for name in ("params", "drift", "anchor")}
-    return replace(work, **trees, lr=by_order(work.lr), lam=by_order(work.lam))
+    params, drift, anchor = (tmap(by_order, tree) for tree in (work.params, work.drift, work.anchor))
+    return replace(work, params=params, drift=drift, anchor=anchor, lr=by_order(work.lr), lam=by_order(work.lam))
 
 
 def _together(chain: Chain, work: Work, batch: int) -> int:
@@ -69,10 +70,13 @@ class Cohort:
         self.chain, self.pool, self.y, self.batch = chain, work.x.flatten(1), work.y, work.rows.shape[2]
         own = {k: weights.get(k, work.params[k]) for layer in chain.layers for k in layer.entries}
         self.weights = {k: part(v, begin, end).expand(end - begin, *v.shape[1:]) for k, v in own.items()}
-        each = isinstance(work.lr, Tensor)
-        self.rate = part(work.lr, begin, end).to(self.pool.dtype).view(-1, 1, 1) if each else None
+        self.rate: Tensor | None = None
         self.outputs = chain.layers[-1].outputs
-        scale = (1.0 if each else work.lr) / self.batch  # the loss is a mean
+        scale = 1.0 / self.batch  # the loss is a mean
+        if isinstance(work.lr, Tensor):
+            self.rate = part(work.lr, begin, end).to(self.pool.dtype).view(-1, 1, 1)
+        else:
+            scale *= work.lr
         if chain.loss == "mse":
             scale *= 2.0 / self.outputs
         self.moving = {k: moving(work, weights, k, begin, end, scale) for k in work.call.keys}

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 
 from tierfed.kernels.call import Work
 from tierfed.task import Task
@@ -19,24 +20,17 @@ class Workbench:
     """A module in training mode that devices train in, one after the other.
 
     :param net: norms that do not train are in evaluation mode; it is taken over
-    :param pictures: lay samples out as a CPU's convolutions like them
     :param bf16: products in bfloat16, sums, parameters and statistics in float32
     """
 
-    def __init__(self, task: Task, net: nn.Module, pictures: bool, bf16: bool) -> None:
+    def __init__(self, task: Task, net: nn.Module, bf16: bool) -> None:
         self.net, self.loss, self.bf16 = net, task.loss, bf16
-        self.pictures = pictures and next(net.parameters()).device.type == "cpu"
+        self.pictures = task._pictures and next(net.parameters()).device.type == "cpu"
         parameters = dict(net.named_parameters())
         for p in parameters.values():
             p.requires_grad_(False)
         self.slots: dict[str, Tensor] = {**parameters, **dict(net.named_buffers())}
         self.seeds = [self.slots[k] for k in task._seeds]
-
-    def fits(self, params: Params) -> bool:
-        """Whether these parameters can be copied in: all entries of the model, of its own kind."""
-        own = [self.slots.get(k) for k in params]
-        kinds = zip(params.values(), own, strict=True)
-        return all(s is not None and (v.dtype, v.device, v.shape) == (s.dtype, s.device, s.shape) for v, s in kinds)
 
     def run(self, work: Work) -> Params:
         """Local SGD of all devices of a call."""
@@ -100,8 +94,17 @@ class Benches:
     def __reduce__(self) -> tuple[type["Benches"], tuple[bool]]:
         return Benches, (self.bf16,)
 
-    def at(self, task: Task, net: nn.Module) -> Workbench:
-        """The workbench of a module of a task."""
+    def run(self, task: Task, net: nn.Module, work: Work) -> Params | None:
+        """Local SGD of all devices of a call in a module of a task; none below a derivative."""
+        if maybe_current_level() is not None:
+            return None
         if net not in self._made:
-            self._made[net] = Workbench(task, copy.deepcopy(net), task._pictures, self.bf16)
-        return self._made[net]
+            self._made[net] = Workbench(task, copy.deepcopy(net), self.bf16)
+        return self._made[net].run(work)
+
+
+def fits(net: nn.Module, params: Params) -> bool:
+    """Whether the parameters of a model can be copied into a module."""
+    own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    kinds = ((v, own.get(k)) for k, v in params.items())
+    return all(s is not None and (v.dtype, v.device, v.shape) == (s.dtype, s.device, s.shape) for v, s in kinds)

@@ -46,7 +46,7 @@ class Program:
         self.ones = self.like.new_ones(self.n, batch, 1)
         self.ahead: list[Step] = []
         self.back: list[Step] = []
-        self._saved: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._saved: dict[str, list[Tensor]] = {}
         self.x = self.like.new_empty(self.n * batch, next(layer.inputs for layer in chain.layers if layer.inputs))
         tape = self._forward(self.x.view(self.n, batch, -1))
         self.g = tape[-1]
@@ -115,16 +115,14 @@ class Program:
         learns = layer.name in self.learning
         y = torch.empty_like(x)
         saved = [x.new_empty(x.shape[1] if learns else 0) for _ in "ms"]
-        entries = self._norm_entries(layer)
-        self.ahead.append(
-            partial(torch.native_batch_norm, x, *entries, learns, layer.momentum, layer.eps, out=(y, *saved))
-        )
-        self._saved[layer.name] = (x, *saved)
+        operands = [x, *self._norm_entries(layer), learns, layer.momentum, layer.eps]
+        self.ahead.append(partial(torch.native_batch_norm, *operands, out=(y, *saved)))
+        self._saved[layer.name] = [x, *saved]
         return y.view(self.batch, self.n, -1).transpose(0, 1)
 
     def _norm_entries(self, layer: Layer) -> list[Tensor | None]:
         found = [self._entry(layer, k) for k in ("weight", "bias", "running_mean", "running_var")]
-        return [None if t is None else t.reshape(-1) for t in found]
+        return [None if t is None else t.reshape(-1).contiguous() for t in found]  # shared ones are copied
 
     def _backward(self, tape: list[Tensor]) -> None:
         layers, g = self.chain.layers, self.g
