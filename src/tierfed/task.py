@@ -222,12 +222,16 @@ class Task:
         seeds = dict.fromkeys(self._seeds, batch.seed)
 
         def f(train: Params) -> tuple[Tensor, Params]:
-            stats = {k: params[k].clone() for k in self.buffers}  # updated in place by the batch norms
+            stats = {k: self._own(params[k], batch.seed) for k in self.buffers}  # updated in place by the batch norms
             out = functional_call(net, {**params, **train, **stats, **seeds}, (self._laid_out(batch.x),))
             return loss(out, batch.y).mean(), stats
 
         g, (value, stats) = (_grad_and_value if maybe_current_level() is None else _mapped)(f, take(params, keys))
         return g, value, stats
+
+    def _own(self, shared: Tensor, seed: Tensor) -> Tensor:
+        """A copy; below vmap one for each device, also of what the devices share: a seed is every device's own."""
+        return shared.clone() if maybe_current_level() is None else shared + torch.zeros_like(seed, dtype=shared.dtype)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """Pictures as a CPU's convolutions like them: channels last (1.4 times as fast)."""

@@ -1,4 +1,4 @@
-"""What the fused kernel can run: a model that is a chain of Linear, BatchNorm1d and ReLU, under a loss that it knows."""
+"""What the fused kernel can run: a chain of Linear, BatchNorm1d and ReLU, under a loss that it knows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _FLATTENS = (torch.flatten, "flatten")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Unfit(Exception):
+class UnfitError(Exception):
     """Why a task is not for a kernel, in a user's words."""
 
 
@@ -75,14 +75,14 @@ class _Tracer(fx.Tracer):
 def chain_of(task: Task) -> Chain:
     """The chain that a task's model is.
 
-    :raises Unfit: it is none, or its loss is not known
+    :raises UnfitError: it is none, or its loss is not known
     """
     if task.loss is not cross_entropy and task.loss != LOSSES["mse"]:
-        raise Unfit("the loss is no cross_entropy or mse")
+        raise UnfitError("the loss is no cross_entropy or mse")
     layers = list(_layers(task.module))
     own = [layer for layer in layers if layer.kind in ("dense", "norm")]
     if not own or layers[-1].kind != "dense":
-        raise Unfit("the model does not end with a Linear layer")
+        raise UnfitError("the model does not end with a Linear layer")
     _check_owners(task, own)
     kinds = [layer.kind for layer in layers]
     return Chain(
@@ -97,31 +97,31 @@ def _check_owners(task: Task, layers: list[Layer]) -> None:
     keys = [k for layer in layers for k in layer.entries]
     tensors = dict([*task.module.named_parameters(), *task.module.named_buffers()])
     if len(set(keys)) < len(keys) or any(k not in tensors for k in keys):
-        raise Unfit("two layers of the model share their parameters")
+        raise UnfitError("two layers of the model share their parameters")
     idle = [k for k in task.keys if k not in keys]
     if idle:
-        raise Unfit(f"the parameter {idle[0]!r} belongs to no layer of a chain of {FITTING}")
+        raise UnfitError(f"the parameter {idle[0]!r} belongs to no layer of a chain of {FITTING}")
 
 
 def _layers(module: nn.Module) -> Iterator[Layer]:
     for name, m in module.named_modules():
         if any(getattr(m, hooks) for hooks in _HOOKS):
-            raise Unfit(f"the module {name or type(m).__name__!r} has hooks")
+            raise UnfitError(f"the module {name or type(m).__name__!r} has hooks")
     if type(module) is nn.Linear:
         yield _layer("", module)
         return
     try:
         graph = _Tracer().trace(module)
     except Exception:  # whatever a user's forward does with a symbol
-        raise Unfit(f"the forward of {type(module).__name__} is no plain chain of layers") from None
+        raise UnfitError(f"the forward of {type(module).__name__} is no plain chain of layers") from None
     last: fx.Node | None = None
     for node in graph.nodes:
         if node.op == "output":
             if node.args[0] is not last:
-                raise Unfit("the model returns something else than the output of its last layer")
+                raise UnfitError("the model returns something else than the output of its last layer")
             return
         if last is not None and (node.op == "placeholder" or node.all_input_nodes != [last] or len(last.users) != 1):
-            raise Unfit(f"the model is no chain: {node.name!r} takes more than the output of the layer before")
+            raise UnfitError(f"the model is no chain: {node.name!r} takes more than the output of the layer before")
         if node.op == "call_module":
             yield from _named(str(node.target), module.get_submodule(str(node.target)))
         elif node.op != "placeholder":
@@ -157,7 +157,7 @@ def _layer(name: str, m: nn.Module) -> Layer:
     if type(m) is nn.Identity or (type(m) is CounterDropout and m.p == 0.0):
         return Layer(kind="nothing")
     what = "Dropout" if type(m) is CounterDropout else type(m).__name__
-    raise Unfit(f"the model is no chain of {FITTING} (found {what} {name!r})")
+    raise UnfitError(f"the model is no chain of {FITTING} (found {what} {name!r})")
 
 
 def _function(node: fx.Node) -> Layer:
@@ -167,4 +167,6 @@ def _function(node: fx.Node) -> Layer:
     arguments = (*node.args[1:], *(node.kwargs[k] for k in ("start_dim", "end_dim") if k in node.kwargs))
     if target in _FLATTENS and arguments in ((1,), (1, -1)):
         return Layer(kind="flat")
-    raise Unfit(f"the model is no chain of {FITTING} (found {getattr(target, '__name__', target)!r} in its forward)")
+    raise UnfitError(
+        f"the model is no chain of {FITTING} (found {getattr(target, '__name__', target)!r} in its forward)"
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def ordered(work: Work) -> tuple[list[int], Tensor, Tensor | None]:
     first = torch.argsort((~work.live).to(torch.int8), dim=1, stable=True)
     rows = rows.take_along_dim(first[:, :, None], 1)
     counts = steps.tolist()
-    if all(a >= b for a, b in zip(counts, counts[1:], strict=False)):
+    if all(a >= b for a, b in pairwise(counts)):
         return counts, rows, None
     order = torch.argsort(steps, descending=True, stable=True)
     return steps[order].tolist(), rows[order], order

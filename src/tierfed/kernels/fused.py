@@ -1,7 +1,8 @@
-"""The kernel "fused": the local SGD of many devices, a few of them side by side, by one `Program` for all their steps."""
+"""The kernel "fused": the local SGD of many devices, some of them side by side, by one `Program` for all steps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,17 +11,17 @@ from tierfed.kernels.call import Work
 from tierfed.kernels.chain import Chain
 from tierfed.kernels.cohort import moving, ordered, part, spans
 from tierfed.kernels.program import Program
-from tierfed.tree import Params
+from tierfed.tree import Params, tmap
 
+CACHE_BYTES = 1 << 20  # of a core, for the weights and activations of devices side by side
+LEAST = 5  # devices side by side even where the cache holds fewer: the calls of a step cost more than the cache saves
 _SPAN = 64  # steps whose targets are laid out at once
 
 
 def fused(chain: Chain, work: Work) -> Params | None:
     """Local SGD of all devices of a call; none where a label is no class."""
-    if chain.loss == "cross_entropy":
-        labels = work.y[work.rows]
-        if bool(((labels < 0) | (labels >= chain.layers[-1].outputs)).any()):
-            return None
+    if not fits_labels(chain, work):
+        return None
     steps, rows, order = ordered(work)
     if order is not None:
         work = _sorted(work, order)
@@ -36,16 +37,30 @@ def fused(chain: Chain, work: Work) -> Params | None:
     return {k: v[back] for k, v in weights.items()}
 
 
+def fits_labels(chain: Chain, work: Work) -> bool:
+    """Whether all labels are classes; those that are not the loss ignores, or refuses."""
+    if chain.loss != "cross_entropy":
+        return True
+    labels = work.y[work.rows]
+    return not bool(((labels < 0) | (labels >= chain.layers[-1].outputs)).any())
+
+
 def _sorted(work: Work, order: Tensor) -> Work:
-    def by_order(value: float | Tensor) -> float | Tensor:
+    def by_order(value: Any) -> Any:
         return value[order] if isinstance(value, Tensor) and value.shape[0] > 1 else value
 
-    trees = {name: {k: by_order(v) for k, v in getattr(work, name).items()} for name in ("params", "drift", "anchor")}
-    return replace(work, **trees, lr=by_order(work.lr), lam=by_order(work.lam))
+    params, drift, anchor = (tmap(by_order, tree) for tree in (work.params, work.drift, work.anchor))
+    return replace(work, params=params, drift=drift, anchor=anchor, lr=by_order(work.lr), lam=by_order(work.lam))
 
 
 def _together(chain: Chain, work: Work, batch: int) -> int:
-    return work.c
+    """How many devices take their steps side by side: as many as a core's cache holds; all on a GPU."""
+    if work.x.device.type != "cpu":
+        return work.c
+    floats = sum(work.params[k][0].numel() for k in work.call.keys)
+    floats *= 1 + bool(work.drift) + bool(work.anchor)
+    floats += batch * sum(layer.inputs + layer.outputs for layer in chain.layers)
+    return max(LEAST, CACHE_BYTES // (floats * work.x.element_size()))
 
 
 class Cohort:
@@ -55,10 +70,13 @@ class Cohort:
         self.chain, self.pool, self.y, self.batch = chain, work.x.flatten(1), work.y, work.rows.shape[2]
         own = {k: weights.get(k, work.params[k]) for layer in chain.layers for k in layer.entries}
         self.weights = {k: part(v, begin, end).expand(end - begin, *v.shape[1:]) for k, v in own.items()}
-        each = isinstance(work.lr, Tensor)
-        self.rate = part(work.lr, begin, end).to(self.pool.dtype).view(-1, 1, 1) if each else None
+        self.rate: Tensor | None = None
         self.outputs = chain.layers[-1].outputs
-        scale = (1.0 if each else work.lr) / self.batch  # the loss is a mean
+        scale = 1.0 / self.batch  # the loss is a mean
+        if isinstance(work.lr, Tensor):
+            self.rate = part(work.lr, begin, end).to(self.pool.dtype).view(-1, 1, 1)
+        else:
+            scale *= work.lr
         if chain.loss == "mse":
             scale *= 2.0 / self.outputs
         self.moving = {k: moving(work, weights, k, begin, end, scale) for k in work.call.keys}
@@ -80,14 +98,17 @@ class Cohort:
             if program is None or program.n != n:
                 program = self.program(n)
             at = rows[:n, start:stop].transpose(0, 1).contiguous()  # [S, n, B]
-            x, g, ahead, back = program.x, program.g, program.ahead, program.back
             for which, target in zip(at.flatten(1).unbind(), self.targets(at).unbind(), strict=True):
-                torch.index_select(self.pool, 0, which, out=x)
-                for step in ahead:
-                    step()
-                g.sub_(target)
-                for step in back:
-                    step()
+                self.step(program, which, target)
+
+    def step(self, program: Program, rows: Tensor, target: Tensor) -> None:
+        """One step. :param rows: [n B] of the pool; :param target: [n, K, B]"""
+        torch.index_select(self.pool, 0, rows, out=program.x)
+        for ahead in program.ahead:
+            ahead()
+        program.g.sub_(target)
+        for back in program.back:
+            back()
 
     def targets(self, rows: Tensor) -> Tensor:
         """What the outputs should be [S, n, K, B], of rows [S, n, B]."""

@@ -5,11 +5,11 @@ convolutions, which gain nothing from being stacked on a CPU, this is the fastes
 """
 
 import copy
-from collections.abc import Collection
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 
 from tierfed.kernels.call import Work
 from tierfed.task import Task
@@ -20,24 +20,17 @@ class Workbench:
     """A module in training mode that devices train in, one after the other.
 
     :param net: norms that do not train are in evaluation mode; it is taken over
-    :param pictures: lay samples out as a CPU's convolutions like them
     :param bf16: products in bfloat16, sums, parameters and statistics in float32
     """
 
-    def __init__(self, task: Task, net: nn.Module, pictures: bool, bf16: bool) -> None:
-        self.net, self.loss, self.pictures, self.bf16 = net, task.loss, pictures, bf16
+    def __init__(self, task: Task, net: nn.Module, bf16: bool) -> None:
+        self.net, self.loss, self.bf16 = net, task.loss, bf16
+        self.pictures = task._pictures and next(net.parameters()).device.type == "cpu"
         parameters = dict(net.named_parameters())
         for p in parameters.values():
             p.requires_grad_(False)
         self.slots: dict[str, Tensor] = {**parameters, **dict(net.named_buffers())}
         self.seeds = [self.slots[k] for k in task._seeds]
-
-    def fits(self, params: Params, data_x: Tensor, keys: Collection[str]) -> bool:
-        """Whether parameters of this kind can be copied in."""
-        return all(
-            k in self.slots and v.dtype == self.slots[k].dtype and v.device == self.slots[k].device
-            for k, v in params.items()
-        )
 
     def run(self, work: Work) -> Params:
         """Local SGD of all devices of a call."""
@@ -91,7 +84,27 @@ def _row(t: Tensor, i: int) -> Tensor:
     return t[i if t.shape[0] > 1 else 0]
 
 
-def workbench(task: Task, net: nn.Module, device: torch.device, bf16: bool) -> Workbench:
-    """A bench of its own for a module of a task. :param device: where the parameters are"""
-    net, pictures = copy.deepcopy(net), task._pictures and device.type == "cpu"
-    return Workbench(task, net.to(memory_format=torch.channels_last) if pictures else net, pictures, bf16)
+class Benches:
+    """The workbenches of a task, one for each of its modes; they are not pickled."""
+
+    def __init__(self, bf16: bool) -> None:
+        self.bf16 = bf16
+        self._made: dict[nn.Module, Workbench] = {}
+
+    def __reduce__(self) -> tuple[type["Benches"], tuple[bool]]:
+        return Benches, (self.bf16,)
+
+    def run(self, task: Task, net: nn.Module, work: Work) -> Params | None:
+        """Local SGD of all devices of a call in a module of a task; none below a derivative."""
+        if maybe_current_level() is not None:
+            return None
+        if net not in self._made:
+            self._made[net] = Workbench(task, copy.deepcopy(net), self.bf16)
+        return self._made[net].run(work)
+
+
+def fits(net: nn.Module, params: Params) -> bool:
+    """Whether the parameters of a model can be copied into a module."""
+    own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    kinds = ((v, own.get(k)) for k, v in params.items())
+    return all(s is not None and (v.dtype, v.device, v.shape) == (s.dtype, s.device, s.shape) for v, s in kinds)

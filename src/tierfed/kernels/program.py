@@ -46,7 +46,7 @@ class Program:
         self.ones = self.like.new_ones(self.n, batch, 1)
         self.ahead: list[Step] = []
         self.back: list[Step] = []
-        self._saved: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._saved: dict[str, list[Tensor]] = {}
         self.x = self.like.new_empty(self.n * batch, next(layer.inputs for layer in chain.layers if layer.inputs))
         tape = self._forward(self.x.view(self.n, batch, -1))
         self.g = tape[-1]
@@ -115,16 +115,14 @@ class Program:
         learns = layer.name in self.learning
         y = torch.empty_like(x)
         saved = [x.new_empty(x.shape[1] if learns else 0) for _ in "ms"]
-        entries = self._norm_entries(layer)
-        self.ahead.append(
-            partial(torch.native_batch_norm, x, *entries, learns, layer.momentum, layer.eps, out=(y, *saved))
-        )
-        self._saved[layer.name] = (x, *saved)
+        operands = [x, *self._norm_entries(layer), learns, layer.momentum, layer.eps]
+        self.ahead.append(partial(torch.native_batch_norm, *operands, out=(y, *saved)))
+        self._saved[layer.name] = [x, *saved]
         return y.view(self.batch, self.n, -1).transpose(0, 1)
 
     def _norm_entries(self, layer: Layer) -> list[Tensor | None]:
         found = [self._entry(layer, k) for k in ("weight", "bias", "running_mean", "running_var")]
-        return [None if t is None else t.reshape(-1) for t in found]
+        return [None if t is None else t.reshape(-1).contiguous() for t in found]  # shared ones are copied
 
     def _backward(self, tape: list[Tensor]) -> None:
         layers, g = self.chain.layers, self.g
@@ -157,13 +155,10 @@ class Program:
         weight, _, *running = self._norm_entries(layer)
         gradient = self._side_by_side(g, self.back)
         down = self._room(layer.outputs)
-        place, into = down.transpose(0, 1), []
-        for at, entry in ((1, "weight"), (2, "bias")):
-            if layer.key(entry) in self.moves:
-                move = self.moves[layer.key(entry)]
-                self.back += move.shrink()
-                into.append((at, move.w.view(-1), move.scale))
-        mask = [further, *(layer.key(k) in self.moves for k in ("weight", "bias"))]
+        place = down.transpose(0, 1)
+        own = {at: self.moves.get(layer.key(entry)) for at, entry in ((1, "weight"), (2, "bias"))}
+        into = [(at, move.w.view(-1), move.scale, move.shrink()) for at, move in own.items() if move is not None]
+        mask = [further, *(move is not None for move in own.values())]
         learns = layer.name in self.learning
         differentiate = torch.ops.aten.native_batch_norm_backward.default
 
@@ -171,7 +166,9 @@ class Program:
             grads = differentiate(gradient, x, weight, *running, mean, inverse, learns, layer.eps, mask)
             if further:
                 place.copy_(grads[0].view(place.shape))
-            for at, w, scale in into:
+            for at, w, scale, before in into:
+                for step in before:
+                    step()
                 w.sub_(grads[at], alpha=scale)
 
         self.back.append(back)
