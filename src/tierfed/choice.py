@@ -19,6 +19,7 @@ from tierfed.config import EngineSettings
 from tierfed.engine import Engine, Vectorized
 from tierfed.engine.evaluate import message_to
 from tierfed.engine.visits import Job, Workplace
+from tierfed.errors import InputError
 from tierfed.kernels import BATCHED, KERNELS, equipped, refusal
 from tierfed.metrics import write_atomic
 from tierfed.plan import Plan
@@ -41,6 +42,7 @@ class Choice:
     chunk: int = 16
     """Devices at once."""
     workers: int = 1
+    bf16: bool = False
     why: str = ""
 
 
@@ -53,6 +55,7 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
     """The choice by rule, or as the config has it; what takes longer than a minute is worth a trial, see `tried`.
 
     :param kernel: of the run that goes on
+    :raises InputError: bf16 with a kernel that has none, or processes on a GPU
     """
     tasks, device = engine.tasks, engine.plan.x.device
     refused = possible(tasks, device)
@@ -63,14 +66,25 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
     elif wanted:
         name, why = wanted, "as the run began" if kernel else "engine.kernel"
     seconds = rounds * _round_seconds(engine)
-    workers = settings.workers or (_cores() if device.type == "cpu" and seconds >= _CREW_SECONDS else 1)
+    if settings.bf16 and name != "loop":
+        raise InputError(
+            f"engine.bf16 goes with the kernel 'loop' alone, and this model is trained with {name!r} ({why}); set "
+            "engine.kernel = 'loop', or leave bf16 out"
+        )
+    if device.type == "cuda" and settings.workers > 1:
+        raise InputError(
+            f"engine.workers = {settings.workers}, but a GPU is shared by no processes; leave workers out, or set "
+            "run.device = 'cpu'"
+        )
+    crew = device.type == "cpu" and seconds >= _CREW_SECONDS
+    workers = settings.workers or (_cores() if crew else 1)
     chunk = settings.chunk or min(chunk_of(task, name, device) for task in tasks)
-    return Choice(kernel=name, chunk=chunk, workers=workers if device.type == "cpu" else 1, why=why)
+    return Choice(kernel=name, chunk=chunk, workers=workers, bf16=settings.bf16, why=why)
 
 
 def worth_a_trial(settings: EngineSettings, engine: Engine, rounds: int) -> bool:
     """Whether kernels should be compared before the first round."""
-    return settings.kernel == "auto" and rounds * _round_seconds(engine) >= _TRIAL_SECONDS
+    return settings.kernel == "auto" and not settings.bf16 and rounds * _round_seconds(engine) >= _TRIAL_SECONDS
 
 
 def tried(choice: Choice, settings: EngineSettings, engine: Vectorized, tell: Callable[[str], None] | None) -> Choice:
@@ -148,7 +162,7 @@ def _seconds(engine: Vectorized, name: str, device: torch.device) -> float:
     ids = np.array([i for i in same if engine.kind(int(i)) == kind][:chunk])
     place = Workplace(
         algorithm=engine.algorithm,
-        tasks=[equipped(task, name) for task in engine.tasks],
+        tasks=engine.tasks if name == "vmap" else [equipped(task, name) for task in engine.tasks],
         plan=engine.plan,
         batched=name in BATCHED,
         most_steps=_TRIAL_STEPS,

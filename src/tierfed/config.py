@@ -53,6 +53,8 @@ class EngineSettings:
     the model, and by a trial where a run takes longer than a minute."""
     workers: Natural = 0
     """Processes that train, each on one core; 0: one for short runs, else as many as there are cores."""
+    bf16: bool = False
+    """Products in bfloat16, for convolutions with the kernel "loop": faster, and other results."""
     chunk: Natural = 0
     """Devices that a process trains at once; 0: as many as keep their models in the processor's cache."""
 

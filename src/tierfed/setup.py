@@ -112,6 +112,7 @@ class World:
         )
         if isinstance(engine, Vectorized):
             engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
+            engine.bf16 = self.choice.bf16
         return engine
 
     def team_name(self, node: int) -> str:

@@ -85,7 +85,7 @@ class Local(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 4)
+        self.a, self.b = nn.Linear(8, 5), nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(torch.sin(self.a(x)))  # type: ignore[no-any-return]
@@ -122,7 +122,7 @@ class Failing(nn.Module):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.layer, self.how, self.home = nn.Linear(6, 4), how, os.getpid()
+        self.layer, self.how, self.home = nn.Linear(8, 4), how, os.getpid()
 
     def forward(self, x: Tensor) -> Tensor:
         if os.getpid() != self.home:

@@ -49,11 +49,12 @@ class Vectorized(Engine):
     chunk: int = 256
     workers: int = 1
     kernel: str = "vmap"
+    bf16: bool = False
 
     @cached_property
     def crew(self) -> Crew:
         """Who computes the visits."""
-        tasks = [equipped(task, self.kernel) for task in self.tasks]
+        tasks = self.tasks if self.kernel == "vmap" else [equipped(t, self.kernel, bf16=self.bf16) for t in self.tasks]
         batched = self.kernel in BATCHED
         place = Workplace(algorithm=self.algorithm, tasks=tasks, plan=self.plan, batched=batched)
         return Here(place) if self.workers == 1 else Processes(place, self.workers)
