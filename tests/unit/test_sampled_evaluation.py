@@ -22,7 +22,7 @@ from tierfed.loop import read_baseline
 from tierfed.metrics import Row, Scores, confidence
 from tierfed.preview import preview
 from tierfed.progress import scores as told
-from tierfed.record import gain_over, score_rows
+from tierfed.record import gain_over, headline, margins, score_rows
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.grid import GridFolder, gains
 from tierfed.report.load import RunFolder
@@ -258,6 +258,12 @@ def test_progress_has_half_widths() -> None:
     last = seen[-1]
     assert last.margins.keys() == last.scores.keys()
     assert f"global {last.scores['global']:.3f} ± {last.margins['global']:.3f}" in told(last)
+
+
+def test_a_whole_evaluation_after_samples_has_no_half_widths() -> None:
+    rows = run(eval={"every": 1, "devices": 3, "final": "all"}).rows
+    assert margins([r for r in rows if r.round < 3]).keys() == headline(rows).keys()
+    assert margins(rows) == {}
 
 
 def test_a_long_evaluation_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
