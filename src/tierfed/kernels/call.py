@@ -65,10 +65,10 @@ class Operands(NamedTuple):
     def of(cls, call: Call, flat: list[Any]) -> "Operands":
         """The inverse of `flat`; also for what else is one per operand."""
         rest = iter(flat)
-        trees = [dict(zip(keys, rest, strict=False)) for keys in (call.given, call.drift, call.anchor)]
+        params, drift, anchor = (dict(zip(keys, rest, strict=False)) for keys in (call.given, call.drift, call.anchor))
         lr = next(rest) if call.lr is None else call.lr
         lam = next(rest) if call.lam is None else call.lam
-        return cls(*trees, lr, lam, tuple(rest))
+        return cls(params, drift, anchor, lr, lam, tuple(rest))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -28,8 +28,6 @@ fused step as a CUDA graph."""
 BATCHED = frozenset(KERNELS) - {"loop"}
 """Those whose devices an engine maps by torch.func.vmap."""
 
-_DEFINED = ("train", "step", "grad", "_differentiate")  # a task with its own is not for kernels
-
 
 class Equipped(Task):
     """A task whose `train` is one operation below vmap. It shares all else with the task that it was made of."""
@@ -141,7 +139,7 @@ def refusal(name: str, task: Task, device: torch.device) -> str:
     if name not in KERNELS:
         raise InputError(f"unknown kernel {name!r}; {nearest(name, KERNELS)}")
     if name in BATCHED and _has_its_own(task):
-        return "the task computes its gradients in its own way, as a model that is cut between device and edge does"
+        return f"{type(task).__name__} computes in its own way, as a model that is cut between device and edge does"
     if name == "graphs" and device.type != "cuda":
         return "needs CUDA"
     if name == "compile":
@@ -186,7 +184,4 @@ def _plain(task: Task) -> Task:
 
 
 def _has_its_own(task: Task) -> bool:
-    kind = type(task)
-    if isinstance(task, Equipped):
-        return False
-    return any(getattr(kind, name) is not getattr(Task, name) for name in _DEFINED)
+    return type(task) is not Task and not isinstance(task, Equipped)

@@ -9,6 +9,7 @@ one batch norm of n F features. The last outputs are [n, K, B]: their softmax ru
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ class Program:
         learns = layer.name in self.learning
         y = torch.empty_like(x)
         saved = [x.new_empty(x.shape[1] if learns else 0) for _ in "ms"]
-        operands = [x, *self._norm_entries(layer), learns, layer.momentum, layer.eps]
+        operands: list[Any] = [x, *self._norm_entries(layer), learns, layer.momentum, layer.eps]
         self.ahead.append(partial(torch.native_batch_norm, *operands, out=(y, *saved)))
         self._saved[layer.name] = [x, *saved]
         return y.view(self.batch, self.n, -1).transpose(0, 1)
