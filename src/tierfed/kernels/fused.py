@@ -13,8 +13,8 @@ from tierfed.kernels.cohort import moving, ordered, part, spans
 from tierfed.kernels.program import Program
 from tierfed.tree import Params, tmap
 
-CACHE_BYTES = 1 << 20  # of a core, for the weights and activations of devices side by side
-LEAST = 5  # devices side by side even where the cache holds fewer: the calls of a step cost more than the cache saves
+CACHE_BYTES = 2 << 20  # of a core, for the weights and activations of devices side by side
+LEAST = 8  # devices side by side even where the cache holds fewer: the calls of a step cost more than the cache saves
 _SPAN = 64  # steps whose targets are laid out at once
 
 
