@@ -44,6 +44,8 @@ class Choice:
     workers: int = 1
     bf16: bool = False
     why: str = ""
+    gave_way: bool = False
+    """Whether the config asks for a kernel that cannot run here."""
 
 
 def possible(tasks: Sequence[Task], device: torch.device) -> dict[str, str]:
@@ -61,7 +63,8 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
     refused = possible(tasks, device)
     name, why = _rule(tasks, device, refused)
     wanted = kernel or (settings.kernel if settings.kernel != "auto" else "")
-    if wanted and refused[wanted]:
+    gave_way = bool(wanted and refused[wanted])
+    if gave_way:
         why = f"engine.kernel = {wanted!r} cannot run here: {refused[wanted]}; {name} in its place"
     elif wanted:
         name, why = wanted, "as the run began" if kernel else "engine.kernel"
@@ -79,7 +82,7 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
     crew = device.type == "cpu" and seconds >= _CREW_SECONDS
     workers = settings.workers or (_cores() if crew else 1)
     chunk = settings.chunk or min(chunk_of(task, name, device) for task in tasks)
-    return Choice(kernel=name, chunk=chunk, workers=workers, bf16=settings.bf16, why=why)
+    return Choice(kernel=name, chunk=chunk, workers=workers, bf16=settings.bf16, why=why, gave_way=gave_way)
 
 
 def worth_a_trial(settings: EngineSettings, engine: Engine, rounds: int) -> bool:

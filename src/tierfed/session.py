@@ -98,6 +98,8 @@ class Session:
         settings = self.world.config.start
         origin = {} if self.start is None else {"from": settings.of, "at": self.start.round}
         happened: list[dict[str, Any]] = [{"round": 0, "event": "start", **origin}]
+        if self.world.choice.gave_way:
+            happened.append({"round": 0, "event": "kernel", "why": self.world.choice.why})
         if self.start is not None:
             self.engine.beginning.give(self.start.common, self.start.own)
         if self.start is not None and self.start.parents is not None:

@@ -226,6 +226,8 @@ def _choice(world: World, kernel: str, draft: bool, tell: Tell | None) -> Choice
     """How the visits of a run are computed."""
     settings, rounds, engine = world.config.engine, world.config.run.rounds, world.engine(MemoryStore())
     choice = choose(settings, engine, rounds, kernel)
+    if choice.gave_way and tell is not None:
+        tell(choice.why)
     if kernel or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, engine, rounds):
         return choice
     with on_threads(threads(world.config, [t.module for t in world.tasks])):

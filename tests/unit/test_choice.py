@@ -65,6 +65,14 @@ def test_a_kernel_that_cannot_run_the_model_gives_way_with_a_word() -> None:
     assert choice.kernel == "loop"
     assert choice.why.startswith("engine.kernel = 'fused' cannot run here: the model is no chain of Linear")
     assert choice.why.endswith("; loop in its place")
+    told = list[tierfed.Progress]()
+    run = tierfed.run(
+        {"data": {"source": "watch"}, "run": {"rounds": 1}, "engine": {"kernel": "fused"}, "eval": {"post": False}},
+        watch=told.append,
+        folder=False,
+    )
+    assert told[0].doing == choice.why
+    assert {"round": 0, "event": "kernel", "why": choice.why} in run.events
 
 
 def test_an_unknown_kernel() -> None:
