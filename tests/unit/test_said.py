@@ -32,7 +32,7 @@ def test_messages_of_several_parents() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(6)), st.sets(st.integers(1, 5)))
 def test_the_pieces_do_not_matter(order: list[int], cuts: set[int]) -> None:
-    """Whole trees and payloads are equal; so is a mean up to rounding, for it is added up in the order of the pieces."""
+    """Whole trees and payloads are equal; so is a mean up to rounding, for it is added up in their order."""
     all_at_once, size = replies(6), 6
     pieces = [
         (np.array(part), {"params": {"w": all_at_once["params"]["w"][part]}, "n": all_at_once["n"][part]})
