@@ -29,8 +29,8 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## seconds per round against a bare loop in the same run
-	$(BIN)/python benchmarks/rounds.py
+bench: install  ## seconds per round of two small networks, in turns with a plain loop
+	$(BIN)/python benchmarks/peers.py --works M1,M3 --peers loop
 
 docs: install  ## the site, into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -16,7 +16,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from tierfed.algorithms import REGISTRY, make
 from tierfed.config import Config
-from tierfed.data.partition import DRAWN
+from tierfed.data.drawn import draw
+from tierfed.data.partition import DRAWN, ON_DEMAND
 from tierfed.models import MODELS
 
 TARGET = Path(__file__).parent / "reference" / "config.md"
@@ -101,7 +102,9 @@ def partitions() -> str:
     """The kinds of data.partition."""
     lines = ["## Partitions", "", "| `data.partition.kind` | who holds what |", "|---|---|"]
     lines.append("| `natural` | The source's own devices, as they are. |")
-    return "\n".join(lines + [f"| `{k}` | {one_line(inspect.getdoc(f) or '')} |" for k, f in DRAWN.items()]) + "\n"
+    kinds = {**DRAWN, ON_DEMAND: draw}
+    said = {k: one_line((inspect.getdoc(f) or "").partition(":param")[0]) for k, f in kinds.items()}
+    return "\n".join(lines + [f"| `{k}` | {text} |" for k, text in said.items()]) + "\n"
 
 
 def models() -> str:

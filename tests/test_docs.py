@@ -1,5 +1,6 @@
 """What README and docs show is run, parsed or looked up; the examples are run."""
 
+import json
 import os
 import re
 import shlex
@@ -106,7 +107,7 @@ def test_shell_blocks_know_their_targets() -> None:
     asked = {shlex.split(c)[1] for c in commands() if c.startswith("make ")}
     assert {"demo", "test", "check", "format"} <= asked
     assert asked <= targets
-    assert {shlex.split(c)[0] for c in commands()} == {"make", "tierfed"}
+    assert {shlex.split(c)[0] for c in commands()} == {"make", "tierfed", "python"}
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES])
@@ -152,6 +153,14 @@ def test_examples_run(name: str, tmp_path: Path) -> None:
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     said = start(ROOT / "benchmarks/rounds.py", tmp_path, "--rounds", "1", "--devices", "12", "--samples", "40")
     assert [said.count(name) for name in ("M1", "M3", "serial", "vectorized")] == [3, 3, 2, 2]
+
+
+def test_the_benchmark_of_many_devices_runs(tmp_path: Path) -> None:
+    """200 devices: 100 of them in a round, all are evaluated."""
+    small = ("--devices", "200", "--cohort", "100", "--rounds", "2", "--evaluated", "0", "--json")
+    found = json.loads(start(ROOT / "benchmarks/scale.py", tmp_path, *small))["results"]
+    assert [(one["devices"], one["ratio"]) for one in found] == [(200, 1.0)]
+    assert found[0]["checkpoint_mb"] > 0.3  # 100 devices with 800 numbers each
 
 
 def test_the_median_of_the_docs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,11 @@ class Data(NamedTuple):
         rows = self.rows.unflatten(0, (-1, n)).movedim(1, 2)
         return self._replace(rows=rows, live=self.live[::n], seed=self.seed[::n])
 
+    def alone(self) -> Data:
+        """The data of the only device of a stacked one."""
+        rows, live, seed = self.rows[0], self.live[0], self.seed[0]
+        return Data(self.x, self.y, rows, live, seed, self.held_rows[0], self.held_live[0], ragged=False)
+
     @property
     def steps(self) -> Tensor:
         """Number of real steps []."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tierfed.config import Config
+from tierfed.data.drawn import Held, Numbered
 from tierfed.errors import InputError
 from tierfed.metrics import Row
 from tierfed.session import fingerprint
@@ -63,9 +64,14 @@ def as_begun(store: DiskStore, module: nn.Module) -> nn.Module:
 def identity(world: World) -> dict[str, Any]:
     """What tells one federation from another; of x only the norm, for its last bits may differ between machines."""
     f, crc = world.federation, 0
-    for array in (f.y.contiguous().numpy(), *f.train, *f.val, *f.test):
-        crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
-    crc = zlib.crc32("\n".join(f.devices).encode(), crc)
+    for held in ((f.y.contiguous().numpy(),), f.train, f.val, f.test):
+        if isinstance(held, Held):
+            crc = zlib.crc32(held.mark().to_bytes(4, "big"), crc)
+            continue
+        for array in held:
+            crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
+    if not isinstance(f.devices, Numbered):
+        crc = zlib.crc32("\n".join(f.devices).encode(), crc)
     norm = float(torch.linalg.vector_norm(f.x, dtype=torch.float64)) if f.x.is_floating_point() else float(f.x.sum())
     public = world.task.public
     if world.config.data.public_path is not None and public is not None:

@@ -6,10 +6,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from tierfed.algorithm import Algorithm, Tier
 from tierfed.algorithms import REGISTRY, make
 from tierfed.config import Config, personalization
 from tierfed.data import Federation
+from tierfed.data.drawn import Numbered
 from tierfed.errors import InputError
 from tierfed.models import MODELS, build_model
 from tierfed.plan import Ids, Plan
@@ -18,7 +21,36 @@ from tierfed.topology import FORMED, Topology
 from tierfed.tree import Params, nbytes, take
 
 _GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+_MOST_GROUPED = 100_000  # devices whose labels are counted one by one
 _STACKED = 2  # a node that sees its children holds their rows once more while it works
+
+
+def check_on_demand(config: Config, federation: Federation) -> None:
+    """Devices whose rows are computed when they are used.
+
+    :raises InputError: something needs the rows of all of them
+    """
+    if not isinstance(federation.devices, Numbered):
+        return
+    given, n = f"data.partition.kind = {config.data.partition.kind!r}", len(federation)
+    if config.augment.kind != "none":
+        raise InputError(
+            f"augment.kind = {config.augment.kind!r} gives every device rows of its own, but with {given} they are "
+            "computed when they are used; set augment.kind = 'none', or take another partition"
+        )
+    if config.topology.teams in ("worst", "average") and n > _MOST_GROUPED:
+        raise InputError(
+            f"topology.teams = {config.topology.teams!r} counts the labels of all {n} devices, which {given} draws one "
+            f"by one; take at most {_MOST_GROUPED} devices, or other teams: random, sequential"
+        )
+
+
+def check_evaluation(config: Config, devices: int) -> None:
+    """:raises InputError: more devices shall be evaluated than there are"""
+    if config.eval.devices > devices:
+        raise InputError(
+            f"eval.devices = {config.eval.devices}, but there are {devices} devices; take fewer, or 0 to evaluate all"
+        )
 
 
 def check_tree(config: Config, algorithm: Algorithm, task: Task, topology: Topology) -> None:
@@ -91,7 +123,7 @@ def check_needs(
     :raises InputError: something is missing, and what to do
     """
     name = str(config.algorithm.get("name"))
-    check_batches([tasks[0 if kinds is None else kinds[i]] for i in range(len(federation))], plan, federation)
+    check_batches(tasks, kinds, plan, federation)
     if algorithm.needs_public and tasks[0].public is None:
         raise InputError(
             f"{name} needs public samples, and there are none; set data.public, the share of every device's training "
@@ -127,25 +159,27 @@ def check_mixture(config: Config, algorithm: Algorithm, models: int) -> None:
         )
 
 
-def check_batches(tasks: Sequence[Task], plan: Plan, federation: Federation) -> None:
+def check_batches(tasks: Sequence[Task], kinds: Ids | None, plan: Plan, federation: Federation) -> None:
     """Batch norm cannot train on a batch of one sample.
 
-    :param tasks: [N] of each device
+    :param kinds: [N] which of the tasks each device has; None: all the one
     """
-    for i, (task, name) in enumerate(zip(tasks, federation.devices, strict=True)):
-        if task.norms and plan.width(i) < 2:
-            raise InputError(
-                f"device {name!r} trains on batches of one sample, but the model has batch norm, which needs two; "
-                "set data.batch and data.min_samples to 2 or more, or take a model without batch norm"
-            )
+    norms = np.array([bool(task.norms) for task in tasks])[0 if kinds is None else kinds]
+    single = np.flatnonzero(norms & (plan.widths < 2))
+    if len(single):
+        raise InputError(
+            f"device {federation.devices[single[0]]!r} trains on batches of one sample, but the model has batch norm, "
+            "which needs two; set data.batch and data.min_samples to 2 or more, or take a model without batch norm"
+        )
 
 
 def check_size(name: str, algorithm: Algorithm, plan: Plan, federation: Federation) -> None:
     """:raises InputError: a device has more training samples than the algorithm has room for"""
     if algorithm.most_samples is None:
         return
-    sizes = [plan.steps(i, algorithm) * plan.width(i) for i in range(len(federation.devices))]
-    most = max(range(len(sizes)), key=sizes.__getitem__)
+    widths = plan.widths
+    sizes = (algorithm.steps or -(-plan.samples // widths)) * widths
+    most = int(np.argmax(sizes))
     if sizes[most] > algorithm.most_samples:
         raise InputError(
             f"{name} has room for {algorithm.most_samples} training samples per device, but device "
@@ -155,12 +189,12 @@ def check_size(name: str, algorithm: Algorithm, plan: Plan, federation: Federati
 
 def check_held(config: Config, federation: Federation) -> None:
     """The algorithm measures on local validation data."""
-    empty = [n for n, rows in zip(federation.devices, federation.val, strict=True) if not len(rows)]
-    if empty:
+    empty = np.flatnonzero(federation.sizes("val") == 0)
+    if len(empty):
         raise InputError(
             f"{config.algorithm.get('name')} measures its losses on held-out local data, but {len(empty)} devices have "
-            f"none (the first is {empty[0]!r}); set data.split.val (now {config.data.split.val}) or data.min_samples "
-            "higher"
+            f"none (the first is {federation.devices[empty[0]]!r}); set data.split.val (now {config.data.split.val}) "
+            "or data.min_samples higher"
         )
 
 

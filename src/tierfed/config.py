@@ -45,8 +45,18 @@ class EngineSettings:
     """How rounds are computed; never what."""
 
     name: Literal["auto", "serial", "vectorized"] = "auto"
+    """serial: one node after the other, every message through the codec, the reference; "auto": vectorized, where the
+    run allows it."""
+    kernel: Literal["auto", "loop", "vmap", "fused", "compile", "graphs"] = "auto"
+    """How the vectorized engine trains: loop, one device after the other; vmap, many models as one; fused, by hand for
+    chains of dense layers; compile, vmap through torch.compile; graphs, CUDA graphs of fused. "auto": by the kind of
+    the model, and by a trial where a run takes longer than a minute."""
+    workers: Natural = 0
+    """Processes that train, each on one core; 0: one for short runs, else as many as there are cores."""
+    bf16: bool = False
+    """Products in bfloat16, for convolutions with the kernel "loop": faster, and other results."""
     chunk: Natural = 0
-    """Devices that the vectorized engine trains at once; 0: as many as keep their models in the processor's cache."""
+    """Devices that a process trains at once; 0: as many as keep their models in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +89,14 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """When and what is evaluated, always on the test data of all devices."""
+    """When and what is evaluated, always on the devices' own test data."""
 
     every: Count = 5
     """Rounds; the first and the last are always evaluated."""
+    devices: Natural = 0
+    """How many devices are evaluated each time, drawn anew for each evaluation; 0: all."""
+    final: Literal["sample", "all"] = "sample"
+    """Where only some devices are evaluated: whether the last evaluation is of all of them."""
     post: bool = True
     """Also the personal models after local training, which costs a local training of every device."""
     baseline: str | None = None

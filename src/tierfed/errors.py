@@ -2,6 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
+
+_MOST_NAMES = 2000
 
 
 class InputError(ValueError):
@@ -14,6 +17,8 @@ def nearest(got: str, known: Iterable[str]) -> str:
     >>> nearest("algoritm", ["algorithm", "data"])
     "did you mean 'algorithm'?"
     """
-    names = sorted(known)
+    names = sorted(islice(known, _MOST_NAMES + 1))
+    if len(names) > _MOST_NAMES:
+        return f"there are more than {_MOST_NAMES} names, such as {names[0]!r}"
     close = difflib.get_close_matches(got, names, 1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"

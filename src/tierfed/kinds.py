@@ -61,7 +61,7 @@ def labels(settings: ModelSettings) -> tuple[str, ...]:
     )
 
 
-def assign(kinds: Sequence[KindSettings], devices: tuple[str, ...], seed: int) -> Ids:
+def assign(kinds: Sequence[KindSettings], devices: Sequence[str], seed: int) -> Ids:
     """The kind of each device [N]: those named first, then numbers of devices by chance, then the rest.
 
     :raises InputError: an unknown device, one in two kinds, more or fewer places than devices, a kind without devices

@@ -8,23 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
 from tierfed.config import Config, GridSettings, from_table, load_config, read, to_toml
+from tierfed.disk import disk_error
 from tierfed.errors import InputError
+from tierfed.evaluation import kind
 from tierfed.frames import dataset
-from tierfed.metrics import Row, main_metric, write_atomic
-from tierfed.record import kind
+from tierfed.metrics import Row, Scores, main_metric, write_atomic
 from tierfed.result import Progress, Result, Watcher
 from tierfed.session import Session, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
-from tierfed.store import DiskStore, MemoryStore, disk_error
+from tierfed.store import DiskStore, MemoryStore
 
 __all__ = [
     "Progress",
@@ -123,7 +124,14 @@ def resume(
         check_config(store, path, config)
         if module is not None:
             module = as_begun(store, module)
-        world = prepare(config, data, module, begun=begun_with(store), tell=_teller(config, path, watch))
+        world = prepare(
+            config,
+            data,
+            module,
+            begun=begun_with(store),
+            kernel=store.meta.get("kernel", ""),
+            tell=_teller(config, path, watch),
+        )
         store.move(world.device)
         baseline = read_baseline(world)
         check_data(store, path, world)
@@ -161,6 +169,7 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
             None if data is None else dataset(data, config.data.columns),
             None if module is None else as_begun(store, module),
             begun=begun_with(store),
+            kernel=store.meta.get("kernel", ""),
         )
         store.move(world.device)
         check_data(store, path, world)
@@ -272,7 +281,7 @@ def _loop(
     rows: list[Row],
     happened: list[dict[str, Any]],
     watch: Watcher | None,
-    baseline: npt.NDArray[np.float64] | None,
+    baseline: Scores | None,
     start: Start | None,
 ) -> Result:
     config, engine = world.config, world.engine(store)
@@ -295,6 +304,7 @@ def _loop(
         interrupted = True
     finally:
         torch.set_num_threads(before)
+        engine.close()
     session.export()
     trained = int(store.meta.get("round", 0)) - first
     return Result(
@@ -309,10 +319,11 @@ def _loop(
     )
 
 
-def read_baseline(world: World) -> npt.NDArray[np.float64] | None:
-    """The main metric of a finished local-only run on the same devices, personal_post of its last evaluation [N].
+def read_baseline(world: World) -> Scores | None:
+    """The main metric of a finished local-only run on the same devices, personal_post of its last evaluation.
 
-    :raises InputError: eval.baseline is no such run
+    :raises InputError: eval.baseline is no such run. Where one of the two evaluates a sample of the devices, some that
+        both have are enough
     """
     where = world.config.eval.baseline
     if where is None:
@@ -323,14 +334,19 @@ def read_baseline(world: World) -> npt.NDArray[np.float64] | None:
         raise InputError(
             f"eval.baseline = {where!r} cannot be read: {err}; give the folder of a finished run"
         ) from None
-    found: dict[str, float] = {}
-    for r in metrics.to_pylist():
-        if r["model"] == "personal_post" and r["tier"] == "device" and r["metric"] == main_metric(kind(world)):
-            found[r["node"]] = r["value"]
-    missing = [d for d in world.federation.devices if d not in found]
+    wanted = {"model": "personal_post", "tier": "device", "metric": main_metric(kind(world))}
+    for column, value in wanted.items():
+        metrics = metrics.filter(pc.equal(metrics[column], value))
+    metrics = metrics.filter(pc.equal(metrics["round"], pc.max(metrics["round"])))
+    found = dict(zip(metrics["node"].to_pylist(), metrics["value"].to_pylist(), strict=True))
+    federation = world.federation
+    known = [i for i, name in enumerate(federation.devices) if name in found]
+    missing = [d for d, rows in zip(federation.devices, federation.test, strict=True) if len(rows) and d not in found]
+    if known and missing and (world.config.eval.devices or read_run(Path(where)).eval.devices):
+        missing = []
     if missing:
         raise InputError(
             f"eval.baseline = {where!r} has no personal_post score of device {missing[0]!r}; "
             "give a finished local-only run on the same data"
         )
-    return np.array([found[d] for d in world.federation.devices])
+    return Scores(np.array(known, np.int64), np.array([found[federation.devices[i]] for i in known]))

@@ -53,6 +53,13 @@ TIES = pa.schema(
 """The columns of `ties.parquet`: at `node`, after `round`, what `device` gets holds `weight` of `layer` of `other`."""
 
 
+class Scores(NamedTuple):
+    """One metric of one model on some devices: ascending places among the devices of a run [n], and values [n]."""
+
+    devices: npt.NDArray[np.int64]
+    values: Floats
+
+
 class Row(NamedTuple):
     """One row of `metrics.parquet`: what was measured, where, on which model."""
 
@@ -159,6 +166,35 @@ def _interpolate(ranked: Floats, position: float) -> float:
     rest = position - low
     # 0 * inf is NaN: an exact hit must not look at its neighbor
     return float(ranked[low] if rest < 1e-9 else ranked[low] * (1 - rest) + ranked[low + 1] * rest)
+
+
+def confidence(
+    values: npt.ArrayLike, population: int, samples: npt.ArrayLike | None = None, drawn: int | None = None
+) -> float:
+    """Half width of the 95 % confidence interval for the mean over all devices, from a simple random sample of them.
+
+    t sqrt((1 - f) s^2 / n) with n scores, drawn without replacement: t the 97.5 % quantile of Student's distribution
+    with n - 1 degrees of freedom, s^2 the variance of the sample (n - 1 below), f the share of the devices that were
+    drawn. Of the mean weighted by samples, s^2 is that of w_i (v_i - mean) / mean(w), the linearized ratio estimator
+    (Cochran 1977, section 6.3). 0 when all devices were drawn; NaN for a single score, which says nothing of its error,
+    and where a score is not finite.
+
+    :param values: the scores of the devices that were drawn and have one, [n]
+    :param population: devices in all
+    :param samples: weights [n]; None: the plain mean
+    :param drawn: devices that were drawn, where some of them have no score
+    """
+    value = np.asarray(values, np.float64)
+    n, share = value.size, (value.size if drawn is None else drawn) / population
+    if share >= 1 and n and np.isfinite(value).all():
+        return 0.0
+    if n < 2 or not np.isfinite(value).all():
+        return math.nan
+    weight = np.ones(n) if samples is None else np.asarray(samples, np.float64)
+    from scipy.special import stdtrit  # noqa: PLC0415  (only sampled runs need it)
+
+    apart = weight * (value - np.sum(value * weight) / weight.sum()) / weight.mean()
+    return float(stdtrit(n - 1, 0.975)) * math.sqrt((1 - share) * float(np.sum(apart**2)) / (n - 1) / n)
 
 
 def gain(values: npt.ArrayLike, baseline: npt.ArrayLike, higher_is_better: bool = True) -> Floats:

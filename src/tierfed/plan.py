@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tierfed.algorithm import Algorithm, Data
-from tierfed.rng import Purpose, bits, permutation
+from tierfed.data.dataset import lengths
+from tierfed.rng import Purpose, bits
 
 Ids = npt.NDArray[np.int64]
 
@@ -36,55 +37,70 @@ class Plan:
     @cached_property
     def samples(self) -> Ids:
         """Training samples per device [N]."""
-        return np.array([len(rows) for rows in self.train], np.int64)
+        return lengths(self.train)
 
     @property
     def like(self) -> Tensor:
         """A number [] of the model's kind, to make others from."""
         return torch.zeros((), dtype=self.dtype, device=self.x.device)
 
+    @cached_property
+    def widths(self) -> Ids:
+        """Samples per batch of every device [N]."""
+        return self.samples if self.batch is None else np.minimum(self.batch, self.samples)
+
     def width(self, device: int) -> int:
         """Samples per batch of a device."""
-        n = int(self.samples[device])
-        return n if self.batch is None else min(self.batch, n)
+        return int(self.widths[device])
+
+    def counts(self, devices: Sequence[int] | Ids, algorithm: Algorithm) -> Ids:
+        """Steps per pass of some devices [H]."""
+        whole: Ids = -(-self.samples[devices] // self.widths[devices])
+        return whole if algorithm.steps is None else np.full(len(devices), algorithm.steps)
 
     def steps(self, device: int, algorithm: Algorithm) -> int:
         """Steps per pass of a device."""
-        return algorithm.steps or -(-int(self.samples[device]) // self.width(device))
+        return int(self.counts([device], algorithm)[0])
 
     def work(self, devices: Sequence[int] | Ids, algorithm: Algorithm) -> Ids:
         """Samples [H] that devices process in a visit, all passes and every gradient counted."""
-        seen = [self.steps(int(i), algorithm) * self.width(int(i)) * algorithm.passes for i in devices]
-        return np.rint(np.array(seen) * algorithm.gradients + algorithm.extra_samples).astype(np.int64)
+        seen = self.counts(devices, algorithm) * self.widths[devices] * algorithm.passes
+        samples: Ids = np.rint(seen * algorithm.gradients + algorithm.extra_samples).astype(np.int64)
+        return samples
 
     def rows(self, device: int, passes: int, steps: int, round_: int, tick: int) -> Ids:
         """Rows of the pool [E, S, B]."""
-        n, width = int(self.samples[device]), self.width(device)
-        shuffles = -(-steps * width // n)
-        order = [
-            np.concatenate(
-                [permutation(n, self.seed, Purpose.BATCH, device, round_, tick, e, w) for w in range(shuffles)]
-            )[: steps * width]
-            for e in range(passes)
-        ]
-        rows: Ids = self.train[device][np.stack(order)].reshape(passes, steps, width)
+        return self._rows([device], passes, steps, round_, tick)[0]  # type: ignore[no-any-return]
+
+    def _rows(self, devices: Sequence[int], passes: int, steps: int, round_: int, tick: int) -> Ids:
+        """The same of devices with equally many samples [H, E, S, B], drawn in one call."""
+        n, width = int(self.samples[devices[0]]), self.width(devices[0])
+        device, epoch, shuffle, row = np.ix_(devices, range(passes), range(-(-steps * width // n)), range(n))
+        key = bits(self.seed, Purpose.BATCH, device, round_, tick, epoch, shuffle, row)
+        order = np.argsort(key, axis=-1, kind="stable").reshape(len(devices), passes, -1)[..., : steps * width]
+        own = np.stack([self.train[i] for i in devices])[:, None]  # [H, 1, n]
+        rows: Ids = np.take_along_axis(own, order, -1).reshape(len(devices), passes, steps, width)
         return rows
 
     def data(self, devices: Sequence[int], algorithm: Algorithm, round_: int, tick: int) -> Data:
         """The data of one visit of devices with one common width, stacked (leaves [H, ...], the pool excepted)."""
         passes = algorithm.passes
-        counts = [self.steps(i, algorithm) for i in devices]
-        most, held_most = max(counts), max(1, *(len(self.held[i]) for i in devices))
+        counts, kept = self.counts(devices, algorithm).tolist(), [self.held[i] for i in devices]
+        most, held_most = max(counts), max(1, *map(len, kept))
         index = np.zeros((len(devices), passes, most, self.width(devices[0])), np.int64)
         live = np.zeros((len(devices), passes, most), bool)
         held = np.zeros((len(devices), held_most), np.int64)
         held_live = np.zeros((len(devices), held_most), bool)
-        for h, (i, s) in enumerate(zip(devices, counts, strict=True)):
-            index[h, :, :s] = self.rows(i, passes, s, round_, tick)
-            index[h, :, s:] = index[h, :, :1]  # a dead step computes on rows of the device's own
-            live[h, :, :s] = True
-            held[h, : len(self.held[i])] = self.held[i]
-            held_live[h, : len(self.held[i])] = True
+        sizes = self.samples[np.asarray(devices)]
+        for n in np.unique(sizes):
+            at = np.flatnonzero(sizes == n)
+            s = counts[at[0]]
+            index[at, :, :s] = self._rows([devices[h] for h in at.tolist()], passes, s, round_, tick)
+            index[at, :, s:] = index[at, :, :1]  # a dead step computes on rows of the device's own
+            live[at, :, :s] = True
+        for h, own in enumerate(kept):
+            held[h, : len(own)] = own
+            held_live[h, : len(own)] = True
         place = np.arange(passes)[:, None], np.arange(most)[None, :]
         seeds = bits(self.seed, Purpose.DROPOUT, np.asarray(devices)[:, None, None], round_, tick, *place)
         on = self.x.device
@@ -101,8 +117,4 @@ class Plan:
 
     def one(self, device: int, algorithm: Algorithm, round_: int, tick: int) -> Data:
         """The data of one visit of one device, without padding."""
-        data = self.data([device], algorithm, round_, tick)
-        rows, live, seed, held, held_live = (
-            t[0] for t in (data.rows, data.live, data.seed, data.held_rows, data.held_live)
-        )
-        return Data(data.x, data.y, rows, live, seed, held, held_live, ragged=False)
+        return self.data([device], algorithm, round_, tick).alone()

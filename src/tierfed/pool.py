@@ -124,7 +124,8 @@ def _follow(futures: "dict[str, Future[Done]]", queue: "Queue[Progress]", stop: 
 
 def _single(config: Config) -> Config:
     """Runs side by side share the cores."""
-    return replace(config, run=replace(config.run, threads=config.run.threads or 1))
+    run, engine = replace(config.run, threads=config.run.threads or 1), config.engine
+    return replace(config, run=run, engine=replace(engine, workers=engine.workers or 1))
 
 
 class _Parent:

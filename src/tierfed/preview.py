@@ -3,8 +3,11 @@
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
+
 from tierfed.augment import Augmentation
-from tierfed.config import EngineSettings, PersonalizeSettings
+from tierfed.choice import visits
+from tierfed.config import EngineSettings, EvalSettings, PersonalizeSettings
 from tierfed.data.dataset import Part
 from tierfed.engine import Engine
 from tierfed.formation import forming, pending
@@ -22,10 +25,11 @@ def preview(world: World) -> dict[str, Any]:
     engine = world.engine(MemoryStore())
     topology, config = world.topology, world.config
     devices, samples = world.federation.devices, world.plan.samples
-    firsts = [0] if world.kinds is None else [world.kinds.tolist().index(k) for k in range(len(world.tasks))]
-    visits = [_visit(engine, i) for i in firsts]
-    sizes, private = visits[0][0], [nbytes(state) for _, state in visits]
-    polled, each, exchanged = _polled(engine), [private[engine.kind(i)] for i in range(len(devices))], _exchanged(world)
+    kinds = np.zeros(len(devices), np.int64) if world.kinds is None else world.kinds
+    firsts = [int(np.argmax(kinds == k)) for k in range(len(world.tasks))]
+    seen = [_visit(engine, i) for i in firsts]
+    sizes, private = seen[0][0], [nbytes(state) for _, state in seen]
+    polled, each, exchanged = visits(engine), np.array(private)[kinds], _exchanged(world)
     return {
         "algorithm": str(config.algorithm.get("name")),
         "data": f"{world.federation.name}, {len(devices)} devices, {int(samples.sum())} training samples",
@@ -36,17 +40,28 @@ def preview(world: World) -> dict[str, Any]:
         **({"team_formation": _formation(world)} if pending(world) else {}),
         **_models(world),
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
+        **_computed(world),
         **({} if world.placement is None else {"offload": world.placement}),
         "rounds": config.run.rounds,
+        **({"evaluation": _evaluation(config.eval, len(devices))} if config.eval.devices else {}),
         **({"personalization": _personalization(config.personalize)} if config.personalize.mechanism != "none" else {}),
         "device_visits_per_round": round(polled),
         "bytes_per_visit": sizes,
         **({"exchanged_bytes_per_visit": exchanged} if world.config.offload.mode == "split" else {}),
         "device_link_bytes_per_round": round(polled * (sum(sizes.values()) + sum(exchanged.values()))),
         **({"bytes_before_round_1": _before(world)} if world.transfers else {}),
-        "private_bytes_per_device": max(each),
-        "private_bytes_of_all_devices": sum(each),
+        "private_bytes_per_device": int(each.max()),
+        "private_bytes_of_all_devices": int(each.sum()),
     }
+
+
+def _computed(world: World) -> dict[str, Any]:
+    """How visits are computed, and why so."""
+    choice = world.choice
+    if world.engine_name == "serial":
+        return {}
+    by = f"{choice.workers} processes" if choice.workers > 1 else "this process"
+    return {"kernel": f"{choice.kernel} ({choice.why})", "visits": f"{choice.chunk} devices at once, by {by}"}
 
 
 def _models(world: World) -> dict[str, Any]:
@@ -62,6 +77,13 @@ def _models(world: World) -> dict[str, Any]:
 def _before(world: World) -> dict[str, int]:
     """What crosses the devices' links once."""
     return {t.what: int(t.down_bytes.sum() + t.up_bytes.sum()) for t in world.transfers}
+
+
+def _evaluation(settings: EvalSettings, devices: int) -> str:
+    """Who is evaluated, where that is a sample of the devices."""
+    final = ", all of them at the end" if settings.final == "all" else ""
+    every = "round" if settings.every == 1 else f"{settings.every} rounds"
+    return f"{settings.devices:,} of {devices:,} devices, drawn anew every {every}{final}"
 
 
 def _personalization(stage: PersonalizeSettings) -> dict[str, Any]:
@@ -93,7 +115,7 @@ def _formation(world: World) -> dict[str, Any]:
     engine = there.engine(MemoryStore())
     sizes, _ = _visit(engine, 0)
     rounds = world.config.topology.formation_rounds
-    total = round(rounds * _polled(engine) * (sizes["down"] + sizes["up"]))
+    total = round(rounds * visits(engine) * (sizes["down"] + sizes["up"]))
     return {"by": world.config.topology.teams, "rounds": rounds, "bytes": total}
 
 
@@ -141,12 +163,3 @@ def readable(rows: list[Placement]) -> list[dict[str, str]]:
         }
         for row in rows
     ]
-
-
-def _polled(engine: Engine) -> float:
-    """Visits of devices per round."""
-    topology, polled = engine.topology, 1.0
-    for d, policy in enumerate(topology.policies):
-        n = topology.shape[d + 1] / topology.shape[d]
-        polled *= (min(policy.sample, n) if isinstance(policy.sample, int) else policy.sample * n) * engine.bursts(d)
-    return polled

@@ -13,8 +13,12 @@ _SHORT = {"global": "global", "team": "team", "personal_pre": "personal", "perso
 
 
 def scores(progress: Progress) -> str:
-    """The last evaluation in a few words."""
-    return "  ".join(f"{_SHORT[k]} {v:.3f}" for k, v in progress.scores.items())
+    """The last evaluation in a few words; of a sample of the devices with the half widths of confidence intervals."""
+    return "  ".join(f"{_SHORT[k]} {v:.3f}{_margin(progress.margins.get(k))}" for k, v in progress.scores.items())
+
+
+def _margin(half: float | None) -> str:
+    return "" if half is None else f" ± {half:.3f}"
 
 
 def megabytes(count: int) -> str:

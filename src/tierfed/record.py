@@ -1,31 +1,25 @@
 """What a round leaves behind: rows of the metrics and events."""
 
-from collections.abc import Iterator
-from typing import Any, cast
+import math
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
+import pyarrow as pa
 
 from tierfed.augment import Augmentation
 from tierfed.cost import RoundCost
+from tierfed.data.dataset import evenly
 from tierfed.engine import Engine, RoundLog
-from tierfed.engine.evaluate import models
-from tierfed.metrics import MODELS, Kind, Row, gain, higher_is_better, main_metric, per_sample_scores, summarize
+from tierfed.evaluation import Found, Ints, kind
+from tierfed.metrics import Floats, Row, Scores, confidence, gain, higher_is_better, main_metric, summarize
 from tierfed.peers import PEER_LINK
 from tierfed.setup import World
 from tierfed.task import Task
 from tierfed.transfers import Transfer
-from tierfed.tree import Params, Tree
+from tierfed.tree import Tree
 
-Scores = dict[str, npt.NDArray[np.float64]]  # metric -> [N]; NaN: no such model or no test data
-_ROWS_AT_ONCE = 8192
+_ALL_COUNTED, _COUNTED = 10_000, 1_000  # devices whose labels are counted for reports: all, or of more so many
 NOT_MEASURED = -1.0  # of a trace, see `Tier.traces`
-
-
-def kind(world: World) -> Kind:
-    """Classification or regression."""
-    return "classification" if world.federation.classes else "regression"
 
 
 def cost_rows(
@@ -141,69 +135,60 @@ def events(world: World, round_: int, log: RoundLog) -> list[dict[str, Any]]:
     return out
 
 
-def evaluate(world: World, engine: Engine, post: bool) -> dict[str, Scores]:
-    """Scores of every evaluated model on the test data of every device: model -> metric -> [N]."""
-    test, n = world.federation.test, len(world.federation)
-    out: dict[str, Scores] = {name: {} for name in MODELS}
-    shared: dict[int, dict[str, torch.Tensor]] = {}
-    for found in models(engine, np.arange(n), post):
-        i, task = found.device, world.task_of(found.device)
-        rows = torch.from_numpy(test[i]).to(world.device)
-        if not len(rows):
-            continue
-        personal = {"personal_pre": found.personal_pre, "personal_post": found.personal_post}
-        for name, params in {"global": found.global_model, "team": found.team, **personal}.items():
-            if params is None or params.keys() < set(task.keys):
-                continue  # the algorithm has no complete model of this kind
-            if name in personal:
-                scores = {k: v.mean() for k, v in _score(world, task, params, rows).items()}
-            else:  # one model for many devices: scored once on everybody's data
-                if id(params) not in shared:
-                    shared[id(params)] = _score_all(world, params)
-                scores = {k: v[i] for k, v in shared[id(params)].items()}
-            for metric, value in scores.items():
-                out[name].setdefault(metric, np.full(n, np.nan))[i] = float(value)
-    return {name: scores for name, scores in out.items() if scores}
+def score_rows(world: World, round_: int, found: Found, drawn: Ints, baseline: Scores | None = None) -> list[Row]:
+    """Rows of every device, and statistics over devices; with the baseline's main metric also the gain over it.
 
-
-def _score(world: World, task: Task, params: Params, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Scores of single samples [len(rows)]."""
-    parts: list[dict[str, torch.Tensor]] = []
-    with torch.no_grad():
-        for part in rows.split(_ROWS_AT_ONCE):
-            y = world.plan.y[part]
-            out = task.outputs(params, world.plan.x[part])
-            parts.append(per_sample_scores(out, y, kind(world), task.loss(out, y)))
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-
-
-def _score_all(world: World, params: Params) -> dict[str, torch.Tensor]:
-    """Mean scores on every device's test data [N]."""
-    test = world.federation.test
-    rows = torch.from_numpy(np.concatenate(test)).to(world.device)
-    sizes = [len(t) for t in test]
-    each = _score(world, world.task, params, rows)
-    return {k: torch.stack([part.mean() for part in v.split(sizes)]) for k, v in each.items()}
-
-
-def score_rows(
-    world: World, round_: int, found: dict[str, Scores], baseline: npt.NDArray[np.float64] | None = None
-) -> list[Row]:
-    """Rows of every device, and statistics over devices; with the baseline's main metric [N] also the gain over it."""
-    rows, samples, main = [], world.federation.sizes("test"), main_metric(kind(world))
+    :param drawn: the devices that were evaluated; of a sample, the means get the half widths of their 95 % confidence
+        intervals
+    """
+    rows: list[Row] = []
     for model, scores in found.items():
-        for metric, values in scores.items():
-            for name, value, n in zip(world.federation.devices, values.tolist(), samples, strict=True):
-                if n:
-                    rows.append(Row(round_, "device", name, model, "test", metric, value))
-            higher = higher_is_better(metric)
-            statistics = summarize(values, samples, higher_is_better=higher)
-            statistics["worst_device"] = summarize(values, samples, 0.0, higher)["worst"]
-            if baseline is not None and metric == main:
-                better = gain(values, baseline, higher)
-                statistics["gain"] = float(np.nanmean(better))
+        for metric, (devices, values) in scores.items():
+            for i, value in zip(devices.tolist(), values.tolist(), strict=True):
+                rows.append(Row(round_, "device", world.federation.devices[i], model, "test", metric, value))
+            better = None
+            if baseline is not None and metric == main_metric(kind(world)):
+                better = gain_over(baseline, Scores(devices, values), higher_is_better(metric))
+            statistics = _statistics(world, metric, Scores(devices, values), better, len(drawn))
             rows += [Row(round_, "cloud", "cloud", model, "test", f"{metric}/{k}", v) for k, v in statistics.items()]
     return rows
+
+
+def gain_over(baseline: Scores, scores: Scores, higher: bool) -> Floats | None:
+    """How much better each device does that both have scores of; None: there is no such device."""
+    _, mine, theirs = np.intersect1d(scores.devices, baseline.devices, assume_unique=True, return_indices=True)
+    return gain(scores.values[mine], baseline.values[theirs], higher) if len(mine) else None
+
+
+def _statistics(world: World, metric: str, scores: Scores, better: Floats | None, drawn: int) -> dict[str, float]:
+    """Statistics over devices of one metric of one model.
+
+    :param better: gains over a baseline, if there is one
+    :param drawn: how many devices were evaluated, those without test data among them
+    """
+    samples, population = [len(world.federation.test[i]) for i in scores.devices], len(world.federation)
+    higher = higher_is_better(metric)
+    out = summarize(scores.values, samples, higher_is_better=higher)
+    out["worst_device"] = summarize(scores.values, samples, 0.0, higher)["worst"]
+    if drawn < population:
+        out["weighted_ci95"] = confidence(scores.values, population, samples, drawn)
+        out["ci95"] = confidence(scores.values, population, drawn=drawn)
+    if better is not None:
+        known = better[~np.isnan(better)]
+        out["gain"] = float(known.mean()) if len(known) else math.nan
+        if drawn < population or len(better) < len(scores.values):
+            out["gain_ci95"] = confidence(better, population)
+    return out
+
+
+def margins(rows: list[Row]) -> dict[str, float]:
+    """The half width of the 95 % confidence interval of every number of `headline`; nothing where all devices were
+    evaluated.
+    """
+    scores = ("accuracy/weighted", "abs_error/weighted")
+    last = {r.model: r.round for r in rows if r.tier == "cloud" and r.metric in scores}
+    halves = [r for r in rows if r.tier == "cloud" and r.metric.removesuffix("_ci95") in scores]
+    return {r.model: r.value for r in halves if r.metric not in scores and r.round == last[r.model]}
 
 
 def headline(rows: list[Row]) -> dict[str, float]:
@@ -213,15 +198,27 @@ def headline(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def device_rows(world: World) -> Iterator[dict[str, Any]]:
-    """The table of devices: name, first team, samples, label counts; with different models also which one."""
-    f = world.federation
-    counts, parts = f.label_counts(), {p: f.sizes(cast("Any", p)) for p in ("val", "test")}
-    for i, name in enumerate(f.devices):
-        team = world.team_name(int(world.topology.parents[-1][i]))
-        sizes = {"train": int(world.plan.samples[i]), "val": int(parts["val"][i]), "test": int(parts["test"][i])}
-        model = {} if world.kinds is None else {"model": world.kind_names[world.kinds[i]]}
-        yield {"device": name, "team": team, **sizes, "counts": counts[i].tolist(), **model}
+def device_table(world: World) -> pa.Table:
+    """The table of devices: name, first team, samples, label counts; with different models also which one. Of many
+    devices, the labels of some are counted.
+    """
+    f, n = world.federation, len(world.federation)
+    counted = evenly(n, n if n <= _ALL_COUNTED else _COUNTED)
+    counts: list[list[int] | None] = [None] * n
+    for i, row in zip(counted.tolist(), f.label_counts(devices=counted).tolist(), strict=True):
+        counts[i] = row
+    teams = [world.team_name(k) for k in range(world.topology.nodes[-1])]
+    columns = {
+        "device": pa.array(f.devices if isinstance(f.devices, tuple) else list(f.devices), pa.string()),
+        "team": pa.array(teams, pa.string()).take(pa.array(world.topology.parents[-1])),
+        "train": pa.array(world.plan.samples),
+        "val": pa.array(f.sizes("val")),
+        "test": pa.array(f.sizes("test")),
+        "counts": pa.array(counts, pa.list_(pa.int64())),
+    }
+    if world.kinds is not None:
+        columns["model"] = pa.array(world.kind_names, pa.string()).take(pa.array(world.kinds))
+    return pa.table(columns)
 
 
 def task_summary(task: Task) -> dict[str, int]:

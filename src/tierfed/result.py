@@ -33,7 +33,9 @@ class Progress:
     evaluated: bool  # in this round
     bytes: int  # on all links so far
     stopped: str = ""
-    doing: str = ""  # what goes on before there is a round 0 and a score, where that takes a while
+    doing: str = ""  # what goes on between rounds and before round 0, where that takes a while
+    margins: dict[str, float] = field(default_factory=dict)
+    """Half widths of the 95 % confidence intervals of the scores, where a sample of the devices was evaluated."""
 
 
 Watcher = Callable[[Progress], None]

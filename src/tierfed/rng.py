@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     PATH = 12
     MASK = 13
     KINDS = 14
+    EVALUATION = 15
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -71,6 +72,19 @@ def normal(*key: int | Ints) -> Floats:
 def permutation(n: int, *key: int) -> Ints:
     """A random order of range(n)."""
     return np.argsort(bits(*key, np.arange(n)), kind="stable")
+
+
+def sample(n: int, population: int, *key: int) -> Ints:
+    """[n] different numbers of range(population), ascending; every subset is as likely as any other (Floyd's
+    algorithm: the work grows with n alone).
+    """
+    last = np.arange(population - n, population)
+    drawn: set[int] = set()
+    for top, at in zip(
+        last.tolist(), np.floor(uniform(*key, last) * (last + 1)).astype(np.int64).tolist(), strict=True
+    ):
+        drawn.add(top if at in drawn else at)
+    return np.array(sorted(drawn), np.int64)
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -10,21 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-import pyarrow as pa
-
 from tierfed.config import Config
 from tierfed.cost import RoundCost
+from tierfed.disk import disk_error
 from tierfed.engine import Engine
+from tierfed.engine.ahead import prefetch
+from tierfed.engine.beginning import put_parents, with_parents
+from tierfed.evaluation import evaluate, evaluated, kind
 from tierfed.formation import event, form, pending, with_teams
-from tierfed.metrics import Row, to_table, write_atomic
+from tierfed.metrics import Row, Scores, to_table, write_atomic
 from tierfed.record import (
     augment_event,
     cost_rows,
-    device_rows,
-    evaluate,
+    device_table,
     events,
     headline,
+    margins,
     score_rows,
     summed,
     trace_rows,
@@ -34,10 +35,12 @@ from tierfed.result import Progress, Watcher
 from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.start import Start
-from tierfed.store import DiskStore, MemoryStore, disk_error
+from tierfed.store import DiskStore, MemoryStore
 from tierfed.ties import TieRecord
+from tierfed.topology import Topology
 from tierfed.transfers import Transfer, awaited, bursts, roads
 
+BEGUN = "begun"  # the table of the tree that the first round begins with, as `tierfed.engine.base.PARENTS`
 _EXPORT_SECONDS = 10.0
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
 
@@ -50,6 +53,7 @@ def fingerprint(config: Config) -> str:
     # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
     tables["start"].pop("run", None)
     tables["data"].pop("dir", None)
+    tables["engine"].pop("workers")  # as with run.threads
     return json.dumps(tables, sort_keys=True)
 
 
@@ -65,7 +69,7 @@ class Session:
         rows: list[Row],
         happened: list[dict[str, Any]],
         watch: Watcher | None,
-        baseline: npt.NDArray[Any] | None,
+        baseline: Scores | None,
         identity: dict[str, Any],
         start: Start | None = None,
     ) -> None:
@@ -76,12 +80,13 @@ class Session:
         self.exported = time.monotonic()
         self.clock_seconds = float(store.meta.get("clock_seconds", 0.0))
         self.bytes = int(store.meta.get("bytes", 0))
-        self.scores: dict[str, float] = headline(rows)
+        self.scores, self.margins = headline(rows), margins(rows)
         self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
-        if "formed" in store.meta:
-            self._take_teams(store.meta["formed"])
-        if "tree" in store.meta:
-            self._take_tree(store.meta["tree"])
+        if world.engine_name != "serial":
+            self.constant["kernel"] = world.choice.kernel
+        begun = with_parents(world.topology, store, BEGUN)
+        self.placed = begun is not world.topology
+        self.world = replace(world, topology=begun)
 
     def note(self, event: dict[str, Any]) -> None:
         """An event of this process, not of the training: it is exported, but no part of the checkpoint."""
@@ -93,15 +98,15 @@ class Session:
         settings = self.world.config.start
         origin = {} if self.start is None else {"from": settings.of, "at": self.start.round}
         happened: list[dict[str, Any]] = [{"round": 0, "event": "start", **origin}]
+        if self.world.choice.gave_way:
+            happened.append({"round": 0, "event": "kernel", "why": self.world.choice.why})
         if self.start is not None:
             self.engine.beginning.give(self.start.common, self.start.own)
         if self.start is not None and self.start.parents is not None:
-            self._take_tree(self.start.parents)
-            self.engine.set_topology(self.world.topology)
+            self._take(self.world.topology.rebuilt(self.start.parents))
         elif pending(self.world):
             formation = form(self.world)
-            self._take_teams(formation.teams.tolist())
-            self.engine.set_topology(self.world.topology)
+            self._take(with_teams(self.world, formation.teams).topology)
             self._count(formation.cost)
             rows += cost_rows(self.world, 0, formation.cost, self.clock_seconds, links=("cloud-device",))
             happened.append(event(self.world, formation))
@@ -111,18 +116,17 @@ class Session:
             happened.append({"round": 0, "event": "offload", **self.world.placement})
         self._send(self.world.transfers if self.start is None else self.start.transfers, 0, rows, happened)
         rows = summed(rows)
-        rows += score_rows(self.world, 0, evaluate(self.world, self.engine, self.world.config.eval.post), self.baseline)
+        rows += self._evaluate(0, last=False)
         happened += self.ties.measure(self.world, self.engine, 0)
         self._finish(0, rows, happened, "", True, True)
 
-    def _take_teams(self, teams: list[int]) -> None:
-        self.world = with_teams(self.world, teams)
-        self.constant["formed"] = teams
-
-    def _take_tree(self, parents: list[list[int]]) -> None:
-        """The tree as another run left it."""
-        self.world = replace(self.world, topology=self.world.topology.rebuilt(parents))
-        self.constant["tree"] = parents
+    def _take(self, topology: Topology) -> None:
+        """The tree that the first round begins with, where it is another than that of the config: teams that were
+        formed, or what another run has left.
+        """
+        put_parents(topology, self.store, BEGUN, [True] * topology.depth)
+        self.world, self.placed = replace(self.world, topology=topology), True
+        self.engine.set_topology(topology)
 
     def _send(
         self, transfers: Sequence[Transfer], number: int, rows: list[Row], happened: list[dict[str, Any]]
@@ -148,6 +152,8 @@ class Session:
     def round(self) -> None:
         """One round of the cloud."""
         config = self.world.config
+        if self.path is not None and self.engine.round + 1 < config.run.rounds:
+            prefetch(self.engine)
         log = self.engine.step()
         number = self.engine.round
         cost = self.world.clock.price(
@@ -165,13 +171,38 @@ class Session:
             self._send(self.world.at_end, number, rows, happened)
             rows = summed(rows)
         rows += trace_rows(self.world, self.engine, number, log)
-        evaluated = last or number % config.eval.every == 0
-        if evaluated:
-            rows += score_rows(self.world, number, evaluate(self.world, self.engine, config.eval.post), self.baseline)
+        due = last or number % config.eval.every == 0
+        if due:
+            rows += self._evaluate(number, last)
             happened += self.ties.measure(self.world, self.engine, number)
         if stopped:
             happened.append({"round": number, "event": "stop", "rule": stopped})
-        self._finish(number, rows, happened, stopped, evaluated, last or number % config.run.checkpoint_every == 0)
+        self._finish(number, rows, happened, stopped, due, last or number % config.run.checkpoint_every == 0)
+
+    def _evaluate(self, number: int, last: bool) -> list[Row]:
+        """Scores and statistics after a round."""
+        drawn = evaluated(self.world, number, last)
+        test, post = self.world.federation.test, self.world.config.eval.post
+        found = evaluate(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
+        return score_rows(self.world, number, found, drawn, self.baseline)
+
+    def _tell(self, doing: str) -> None:
+        """Tells the watcher what goes on within a round."""
+        if self.watch is not None:
+            self.watch(self._progress(self.engine.round, doing=doing))
+
+    def _progress(self, number: int, evaluated: bool = False, stopped: str = "", doing: str = "") -> Progress:
+        return Progress(
+            name=self.path.name if self.path else "run",
+            round=number,
+            rounds=self.world.config.run.rounds,
+            scores=self.scores,
+            margins=self.margins,
+            evaluated=evaluated,
+            bytes=self.bytes,
+            stopped=stopped,
+            doing=doing,
+        )
 
     def _finish(
         self, number: int, rows: list[Row], happened: list[dict[str, Any]], stopped: str, evaluated: bool, commit: bool
@@ -187,21 +218,11 @@ class Session:
                 self.pending = []
                 self.ties.committed()
         if evaluated:
-            self.scores = headline(rows)
+            self.scores, self.margins = headline(rows), margins(rows)
         if time.monotonic() - self.exported > _EXPORT_SECONDS:
             self.export()
         if self.watch is not None:
-            self.watch(
-                Progress(
-                    name=self.path.name if self.path else "run",
-                    round=number,
-                    rounds=self.world.config.run.rounds,
-                    scores=self.scores,
-                    evaluated=evaluated,
-                    bytes=self.bytes,
-                    stopped=stopped,
-                )
-            )
+            self.watch(self._progress(number, evaluated, stopped))
 
     def export(self) -> None:
         """The files that reports are made from, of the committed rounds, each whole or not at all."""
@@ -210,9 +231,9 @@ class Session:
         with uninterrupted(), on_disk(self.path):
             write_atomic(self.path / "metrics.parquet", to_table(self.rows))
             write_atomic(self.path / "events.jsonl", "".join(json.dumps(e) + "\n" for e in self.events))
-            known = bool({"formed", "tree"} & self.constant.keys()) or not pending(self.world)
+            known = self.placed or not pending(self.world)
             if known and not (self.path / "devices.parquet").exists():
-                write_atomic(self.path / "devices.parquet", pa.Table.from_pylist(list(device_rows(self.world))))
+                write_atomic(self.path / "devices.parquet", device_table(self.world))
             self.ties.export(self.world, self.path)
         self.exported = time.monotonic()
 

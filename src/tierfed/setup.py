@@ -14,7 +14,16 @@ from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
 from tierfed.augment import Augmentation, augment, on_threads, warm
 from tierfed.augment.gan import Tell
-from tierfed.checks import check_mixture, check_needs, check_personalization, check_tree, machine_bytes
+from tierfed.checks import (
+    check_evaluation,
+    check_mixture,
+    check_needs,
+    check_on_demand,
+    check_personalization,
+    check_tree,
+    machine_bytes,
+)
+from tierfed.choice import Choice, choose, tried, worth_a_trial
 from tierfed.clock import Clock
 from tierfed.config import Config
 from tierfed.cost import Edge
@@ -41,8 +50,6 @@ from tierfed.transfers import Transfer
 from tierfed.tree import Params, nbytes
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
-_CACHE_BYTES, _GPU_BYTES, _MOST_AT_ONCE = 1 << 24, 1 << 30, 256
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +66,8 @@ class World:
     clock: Clock
     device: torch.device
     engine_name: str
+    choice: Choice = field(default_factory=Choice)
+    """How visits are computed, by an engine that has a choice."""
     kinds: Ids | None = None
     """[N] which of the tasks each device has; none: all the one."""
     transfers: tuple[Transfer, ...] = ()
@@ -102,7 +111,8 @@ class World:
             edge=self.edge,
         )
         if isinstance(engine, Vectorized):
-            engine.chunk = self.config.engine.chunk or min(chunk_of(task, self.device) for task in self.tasks)
+            engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
+            engine.bf16 = self.choice.bf16
         return engine
 
     def team_name(self, node: int) -> str:
@@ -121,6 +131,7 @@ def prepare(
     module: nn.Module | None = None,
     *,
     begun: Mapping[str, Params] | None = None,
+    kernel: str = "",
     draft: bool = False,
     tell: Tell | None = None,
 ) -> World:
@@ -129,6 +140,7 @@ def prepare(
     :param data: a data set at hand, in the place of data.source
     :param module: a model at hand, in the place of model.name
     :param begun: `World.begun` of the run that goes on
+    :param kernel: of the run that goes on
     :param draft: nothing is trained here and no sample generated: a world to look at, not to run
     :param tell: is told every two seconds how far a training is
     :raises InputError: whatever does not fit, before anything is written
@@ -138,13 +150,16 @@ def prepare(
     device, dtype = choose_device(config.run.device), cast("torch.dtype", getattr(torch, config.run.dtype))
     seed = config.run.seed
     federation = load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
+    check_evaluation(config, len(federation))
     outputs = len(federation.classes) or (1 if federation.y.dim() == 1 else federation.y.shape[1])
     modules, kinds = networks(config.model, federation, outputs, seed, module)
     loss = loss_by_name(
         config.model.loss if config.model.loss != "auto" else "cross_entropy" if federation.classes else "mse"
     )
     begun = {} if begun is None else begun
-    labels = federation.label_counts()  # teams are formed by what devices hold themselves
+    check_on_demand(config, federation)
+    ranged = config.topology.teams in ("worst", "average")
+    labels = federation.label_counts() if ranged else None  # teams are formed by what devices hold themselves
     train, public, rows = public_samples(config.data, federation, seed)
     more = None
     if config.augment.kind != "none":
@@ -172,7 +187,7 @@ def prepare(
     check_needs(config, algorithm, tasks, kinds, plan, federation)
     topology = build_topology(config.topology, plan.samples, seed, federation.natural, labels)
     for k, task in enumerate(tasks):
-        i = 0 if kinds is None else kinds.tolist().index(k)
+        i = 0 if kinds is None else int(np.argmax(kinds == k))
         at = torch.from_numpy(train[i][: plan.width(i)]).to(device)
         with about(config.model, k):
             task.verify(x[at], y[at])
@@ -200,10 +215,23 @@ def prepare(
         topology=topology,
         clock=clock,
         device=device,
-        engine_name=choose_engine(config.engine.name, modules, device),
+        engine_name="vectorized" if config.engine.name == "auto" else config.engine.name,
         kinds=kinds,
     )
-    return world if config.offload.mode == "none" else offloaded(world)
+    world = world if config.offload.mode == "none" else offloaded(world)
+    return world if world.engine_name == "serial" else replace(world, choice=_choice(world, kernel, draft, tell))
+
+
+def _choice(world: World, kernel: str, draft: bool, tell: Tell | None) -> Choice:
+    """How the visits of a run are computed."""
+    settings, rounds, engine = world.config.engine, world.config.run.rounds, world.engine(MemoryStore())
+    choice = choose(settings, engine, rounds, kernel)
+    if choice.gave_way and tell is not None:
+        tell(choice.why)
+    if kernel or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, engine, rounds):
+        return choice
+    with on_threads(threads(world.config, [t.module for t in world.tasks])):
+        return tried(choice, settings, engine, tell)
 
 
 def offloaded(world: World) -> World:
@@ -320,24 +348,6 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("run.device = 'cuda', but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def choose_engine(name: str, modules: Sequence[nn.Module], device: torch.device) -> str:
-    """For "auto" serial where a batched call does not pay or does not exist: convolutions on a CPU, recurrent nets."""
-    if name != "auto":
-        return name
-    layers = [type(m) for module in modules for m in module.modules()]
-    if any(issubclass(k, _RECURRENT) for k in layers):
-        return "serial"
-    if device.type == "cpu" and any(issubclass(k, _CONVOLUTIONS) for k in layers):
-        return "serial"
-    return "vectorized"
-
-
-def chunk_of(task: Task, device: torch.device) -> int:
-    """Devices per batched call: their models together stay in a CPU's cache, or fill a small part of a GPU."""
-    room = _GPU_BYTES if device.type == "cuda" else _CACHE_BYTES
-    return min(max(4, room // max(1, nbytes(task.init()))), _MOST_AT_ONCE)
 
 
 def threads(config: Config, modules: Sequence[nn.Module]) -> int:

@@ -6,29 +6,30 @@ round stays.
 """
 
 import json
-import shutil
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import lmdb
 import torch
+from torch import Tensor
 
+from tierfed.disk import corrupt, explained, locked
 from tierfed.errors import InputError
-from tierfed.tree import Tree, nbytes
-from tierfed.wire import decode, encode
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes on one run are then not told apart
-    fcntl = None  # type: ignore[assignment]
+from tierfed.tree import Tree, nbytes, tmap
+from tierfed.wire import decode, framed
 
 Key = tuple[str, int]
+Records = dict[Key, Tree | None]
 _MAP_BYTES = 1 << 26
-_CACHE_BYTES = 1 << 31
+_CACHE_BYTES = 1 << 29
+_AHEAD_BYTES = 1 << 28  # of records that are read before they are wanted
+_VERIFIED_BYTES = 1 << 30  # a larger store is checked record by record when they are read
+_CRC_BYTES = 4
+_PER_RECORD = 600  # of a record in memory beside its numbers
 _SMALLEST_PAGE = 4096
 
 
@@ -40,6 +41,8 @@ class Store(Protocol):
     def put(self, table: str, ident: int, record: Tree | None) -> None: ...
 
     def ids(self, table: str) -> list[int]: ...
+
+    def prefetch(self, table: str, ids: Iterable[int]) -> None: ...
 
     def commit(self, meta: dict[str, Any], log: list[Any]) -> None: ...
 
@@ -68,6 +71,9 @@ class MemoryStore:
     def ids(self, table: str) -> list[int]:
         return sorted(i for t, i in self.records if t == table)
 
+    def prefetch(self, table: str, ids: Iterable[int]) -> None:
+        """Everything is here already."""
+
     def commit(self, meta: dict[str, Any], log: list[Any]) -> None:
         self.meta, self._before = meta, {}
         self.logs += log
@@ -84,6 +90,8 @@ class MemoryStore:
 class DiskStore:
     """A store in a folder, on LMDB: records as safetensors frames with a checksum.
 
+    Memory holds what was put since the last commit, and beside that a bounded cache.
+
     :param path: the folder; it is made when missing
     :param device: where tensors that are read should live
     :raises InputError: the folder holds something else, is damaged, or another process is at work on it
@@ -94,9 +102,10 @@ class DiskStore:
         self._staged: dict[Key, Tree | None] = {}
         self._cache: OrderedDict[Key, Tree] = OrderedDict()
         self._cached_bytes, self._closed = 0, False
-        with _explained(path):
+        self._reader, self._reading, self._ready = ThreadPoolExecutor(1), _done({}), Records()
+        with explained(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            self._lock = locked(path)
             try:
                 self._env = self._open()
                 found = self._read(b"meta")
@@ -108,7 +117,7 @@ class DiskStore:
     def _open(self) -> Any:
         data = self.path / "data.mdb"
         if data.exists() and 0 < data.stat().st_size < 2 * _SMALLEST_PAGE:
-            raise InputError(_corrupt(self.path, f"data.mdb has {data.stat().st_size} bytes"))
+            raise InputError(corrupt(self.path, f"data.mdb has {data.stat().st_size} bytes"))
         env = lmdb.open(str(self.path), map_size=_MAP_BYTES, max_dbs=0, metasync=True, sync=True)
         try:
             self._check_size(env)
@@ -120,23 +129,27 @@ class DiskStore:
     def close(self) -> None:
         """Lets others at the folder. What was committed can still be read, as long as nobody goes on with the run."""
         self._closed = True
+        self._reader.shutdown()
         self._env.close()
         self._lock.close()
 
     def move(self, device: torch.device | str) -> None:
         """Where tensors that are read from now on should live."""
-        self._device = device
+        self._fetched()
+        self._device, self._ready = device, {}
         self._cache.clear()
         self._cached_bytes = 0
 
     def verify(self) -> None:
-        """Reads everything once.
+        """Reads everything once; of a store above 1 GiB the log alone: the rest would take minutes, and every record
+        has its checksum compared when it is read.
 
         :raises InputError: a record is damaged, or one of the log is missing
         """
-        with _explained(self.path), self._env.begin() as txn, txn.cursor() as cursor:
-            for key, value in cursor.iternext():
-                _checked(self.path, key, value)
+        if (self.path / "data.mdb").stat().st_size <= _VERIFIED_BYTES:
+            with explained(self.path), self._env.begin() as txn, txn.cursor() as cursor:
+                for key, value in cursor.iternext():
+                    _checked(self.path, key, value)
         for _ in self.logs():
             pass
 
@@ -146,7 +159,7 @@ class DiskStore:
         size = (self.path / "data.mdb").stat().st_size
         if info["last_pgno"] > 1 and size < (info["last_pgno"] + 1) * page:
             raise InputError(
-                _corrupt(self.path, f"data.mdb has {size} bytes, its index needs {(info['last_pgno'] + 1) * page}")
+                corrupt(self.path, f"data.mdb has {size} bytes, its index needs {(info['last_pgno'] + 1) * page}")
             )
 
     def _read(self, key: bytes) -> bytes | None:
@@ -167,7 +180,12 @@ class DiskStore:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        with _explained(self.path):
+        if key in self._ready:
+            ahead = self._ready.pop(key)
+            if ahead is not None:
+                self._remember(key, ahead)
+            return ahead
+        with explained(self.path):
             frame = self._read(_name(key))
         if frame is None:
             return None
@@ -178,21 +196,53 @@ class DiskStore:
     def put(self, table: str, ident: int, record: Tree | None) -> None:
         self._staged[table, ident] = record
 
+    def prefetch(self, table: str, ids: Iterable[int]) -> None:
+        """Reads records in the background, in their order in the file; the next call hands them to `get`. So a caller
+        names in every round whom it will want in the round after.
+
+        :raises InputError: a record that the former call asked for is damaged
+        """
+        self._ready = self._fetched()
+        wanted = [(table, i) for i in sorted(set(ids))]
+        wanted = [key for key in wanted if key not in self._staged and key not in self._cache]
+        if wanted:
+            self._reading = self._reader.submit(self._read_ahead, wanted)
+
+    def _read_ahead(self, keys: list[Key]) -> Records:
+        """The records as they are committed now, as many as there is room for."""
+        out, size = Records(), 0
+        with explained(self.path), self._env.begin(buffers=True) as txn:
+            for key in keys:
+                value = txn.get(_name(key))
+                out[key] = None if value is None else self._decoded(key, value)
+                size += _room(out[key])
+                if size > _AHEAD_BYTES:
+                    break
+        return out
+
+    def _decoded(self, key: Key, value: Any) -> Tree:
+        return decode(bytes(_checked(self.path, _name(key), value)), self._device)
+
+    def _fetched(self) -> Records:
+        """What the last prefetch has read; its errors are raised here."""
+        found, self._reading = self._reading, _done({})
+        return found.result()
+
     def _remember(self, key: Key, record: Tree) -> None:
         self._forget(key)
         self._cache[key] = record
-        self._cached_bytes += nbytes(record)
+        self._cached_bytes += _room(record)
         while self._cached_bytes > self._limit and len(self._cache) > 1:
-            self._cached_bytes -= nbytes(self._cache.popitem(last=False)[1])
+            self._cached_bytes -= _room(self._cache.popitem(last=False)[1])
 
     def _forget(self, key: Key) -> None:
         if key in self._cache:
-            self._cached_bytes -= nbytes(self._cache.pop(key))
+            self._cached_bytes -= _room(self._cache.pop(key))
 
     def ids(self, table: str) -> list[int]:
         prefix = f"{table}/".encode()
         found = set()
-        with _explained(self.path), self._env.begin() as txn, txn.cursor() as cursor:
+        with explained(self.path), self._env.begin() as txn, txn.cursor() as cursor:
             if cursor.set_range(prefix):
                 for key in cursor.iternext(values=False):
                     if not key.startswith(prefix):
@@ -207,32 +257,54 @@ class DiskStore:
         """In one transaction: all that was put since the last commit, `meta` for the former one, `log` appended."""
         start = int(self.meta.get("logs", 0))
         meta = {**meta, "logs": start + len(log)}
-        writes: dict[bytes, bytes | None] = {
-            _name(k): None if r is None else encode(r) for k, r in self._staged.items()
-        }
-        writes |= {b"log/%012d" % (start + i): json.dumps(entry).encode() for i, entry in enumerate(log)}
-        writes[b"meta"] = json.dumps(meta).encode()
-        with _explained(self.path):
-            self._write(writes)
-        for key, record in self._staged.items():
-            if record is None:
-                self._forget(key)
-            else:
-                self._remember(key, record)
+        texts = {b"log/%012d" % (start + i): json.dumps(entry).encode() for i, entry in enumerate(log)}
+        texts[b"meta"] = json.dumps(meta).encode()
+        ahead = self._fetched()  # nobody may read while the map grows
+        with explained(self.path):
+            self._write(texts)
+        self._ready, ahead = ({k: r for k, r in a.items() if k not in self._staged} for a in (self._ready, ahead))
+        self._reading = _done(ahead)
+        self._keep()
         self._staged, self.meta = {}, meta
 
-    def _write(self, writes: dict[bytes, bytes | None]) -> None:
+    def _keep(self) -> None:
+        """What was put goes into the cache, the last ones where there is no room for all."""
+        room, kept = self._limit, dict[Key, Tree]()
+        for key in self._staged:
+            self._forget(key)
+        for key, record in reversed(self._staged.items()):
+            room -= _room(record)
+            if room < 0 and kept:
+                break
+            if record is not None:
+                kept[key] = tmap(_alone, record)
+        for key in reversed(kept):
+            self._remember(key, kept[key])
+
+    def _write(self, texts: dict[bytes, bytes]) -> None:
+        """Everything that was put, and some texts, in one transaction."""
+        self._grow(sum(_pages(nbytes(r)) for r in self._staged.values() if r is not None))
         while True:
             try:
                 with self._env.begin(write=True) as txn:
-                    for key, value in writes.items():
-                        if value is None:
-                            txn.delete(key)
+                    for key in sorted(self._staged):
+                        record = self._staged[key]
+                        if record is None:
+                            txn.delete(_name(key))
                         else:
-                            txn.put(key, zlib.crc32(value).to_bytes(4, "big") + value)
+                            txn.put(_name(key), _stamped(framed(record, _CRC_BYTES)))
+                    for name, text in texts.items():
+                        txn.put(name, _stamped(bytearray(_CRC_BYTES) + text))
                 return
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
+
+    def _grow(self, size: int) -> None:
+        """Makes room for a transaction before it begins: one that runs out of it is written again."""
+        info = self._env.info()
+        needed = (info["last_pgno"] + 1) * self._env.stat()["psize"] + size + _MAP_BYTES // 4
+        if needed > info["map_size"]:
+            self._env.set_mapsize(max(2 * info["map_size"], 2 * needed))
 
     def discard(self) -> None:
         """Forgets what was put since the last commit."""
@@ -241,73 +313,50 @@ class DiskStore:
     def logs(self) -> Iterator[Any]:
         """All log entries, oldest first."""
         for i in range(int(self.meta.get("logs", 0))):
-            with _explained(self.path):
+            with explained(self.path):
                 entry = self._read(b"log/%012d" % i)
             if entry is None:
-                raise InputError(_corrupt(self.path, f"log entry {i} is missing"))
+                raise InputError(corrupt(self.path, f"log entry {i} is missing"))
             yield json.loads(entry)
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """Holds the lock of a store until the file is closed, or its process is gone, however it went."""
-    file = (path / "process.lock").open("ab")
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(
-            f"another process is at work on the run in {path.parent}; wait for its end, or stop it, then go on with "
-            "`tierfed resume`"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return file
+def _done(records: Records) -> Future[Records]:
+    """Something that was read already."""
+    out = Future[Records]()
+    out.set_result(records)
+    return out
 
 
-def _checked(path: Path, key: bytes, value: bytes) -> bytes:
-    """A record without its checksum."""
-    if len(value) < 4 or zlib.crc32(value[4:]) != int.from_bytes(value[:4], "big"):
-        raise InputError(_corrupt(path, f"the checksum of record {key.decode(errors='replace')} is wrong"))
-    return value[4:]
+def _stamped(value: bytearray) -> bytearray:
+    """A record with its checksum in front, where there is room for it."""
+    value[:_CRC_BYTES] = zlib.crc32(memoryview(value)[_CRC_BYTES:]).to_bytes(_CRC_BYTES, "big")
+    return value
+
+
+def _checked(path: Path, key: bytes, value: Any) -> Any:
+    """A record, bytes or a view of them, without its checksum."""
+    if len(value) < _CRC_BYTES or zlib.crc32(value[_CRC_BYTES:]) != int.from_bytes(value[:_CRC_BYTES], "big"):
+        raise InputError(corrupt(path, f"the checksum of record {key.decode(errors='replace')} is wrong"))
+    return value[_CRC_BYTES:]
+
+
+def _pages(size: int) -> int:
+    """Bytes of whole pages that a record of this size takes, with its header and its place in the tree."""
+    return -(-(size + 2 * _SMALLEST_PAGE) // _SMALLEST_PAGE) * _SMALLEST_PAGE
+
+
+def _room(record: Tree | None) -> int:
+    """Bytes that a record takes in memory."""
+    return _PER_RECORD + (0 if record is None else nbytes(record))
+
+
+def _alone(t: Tensor) -> Tensor:
+    """A tensor that keeps nothing else in memory: a view of a part of a larger one is copied."""
+    return t.clone() if t.untyped_storage().nbytes() > 2 * t.nbytes else t
 
 
 def _name(key: Key) -> bytes:
     return f"{key[0]}/{key[1]:012d}".encode()
-
-
-def _corrupt(path: Path, why: str) -> str:
-    return (
-        f"the checkpoint in {path} is damaged: {why}; restore the run folder from a copy, or delete it and start "
-        "the run again (nothing was changed)"
-    )
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Errors of the disk and of LMDB, in a user's words."""
-    try:
-        yield
-    except (
-        lmdb.CorruptedError,
-        lmdb.InvalidError,
-        lmdb.PageNotFoundError,
-        lmdb.VersionMismatchError,
-        json.JSONDecodeError,
-    ) as err:
-        raise InputError(_corrupt(path, str(err))) from None
-    except (lmdb.Error, OSError) as err:
-        raise disk_error(path, err) from None
-
-
-def disk_error(path: Path, err: Exception) -> InputError:
-    """A failed write, in a user's words."""
-    where = path if path.exists() else path.parent
-    free = f", {shutil.disk_usage(where).free / 2**20:.0f} MiB are free" if where.exists() else ""
-    return InputError(
-        f"cannot write to {path}: {err}{free}; make room or choose another folder (run.out), then `tierfed resume` "
-        "goes on from the last committed round"
-    )
 
 
 def with_default(store: Store, table: str, ident: int, make: Callable[[], Tree]) -> Tree:

@@ -5,6 +5,7 @@ alike.
 import copy
 import importlib
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,9 +24,14 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 _NORM_ENTRIES = {"y": "weight", "b": "bias", "u": "running_mean", "s": "running_var"}  # MTFL's letters
 
 
-def _pointwise(loss: Callable[..., Tensor]) -> Loss:
-    """A loss on numbers as a loss on samples: the mean over the outputs of a sample."""
-    return lambda out, y: loss(out, y.view(out.shape).to(out.dtype), reduction="none").flatten(1).mean(1)
+@dataclass(frozen=True)
+class _Pointwise:
+    """A loss on numbers as a loss on samples: the mean over the outputs of a sample. Equal to its copies."""
+
+    loss: Callable[..., Tensor]
+
+    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+        return self.loss(out, y.view(out.shape).to(out.dtype), reduction="none").flatten(1).mean(1)
 
 
 def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
@@ -35,10 +41,10 @@ def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
-    "mse": _pointwise(F.mse_loss),
-    "l1": _pointwise(F.l1_loss),
-    "huber": _pointwise(F.huber_loss),
-    "bce": _pointwise(F.binary_cross_entropy_with_logits),
+    "mse": _Pointwise(F.mse_loss),
+    "l1": _Pointwise(F.l1_loss),
+    "huber": _Pointwise(F.huber_loss),
+    "bce": _Pointwise(F.binary_cross_entropy_with_logits),
 }
 
 
@@ -216,12 +222,16 @@ class Task:
         seeds = dict.fromkeys(self._seeds, batch.seed)
 
         def f(train: Params) -> tuple[Tensor, Params]:
-            stats = {k: params[k].clone() for k in self.buffers}  # updated in place by the batch norms
+            stats = {k: self._own(params[k], batch.seed) for k in self.buffers}  # updated in place by the batch norms
             out = functional_call(net, {**params, **train, **stats, **seeds}, (self._laid_out(batch.x),))
             return loss(out, batch.y).mean(), stats
 
         g, (value, stats) = (_grad_and_value if maybe_current_level() is None else _mapped)(f, take(params, keys))
         return g, value, stats
+
+    def _own(self, shared: Tensor, seed: Tensor) -> Tensor:
+        """A copy; below vmap one for each device, also of what the devices share: a seed is every device's own."""
+        return shared.clone() if maybe_current_level() is None else shared + torch.zeros_like(seed, dtype=shared.dtype)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """Pictures as a CPU's convolutions like them: channels last (1.4 times as fast)."""

@@ -1,22 +1,67 @@
 """Messages as bytes: safetensors frames, and how many bytes of payload a message has. Never pickle."""
 
 import json
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_frame
-from safetensors.torch import save as save_frame
 
 from tierfed.errors import InputError
 from tierfed.tree import Tree, flatten, leaves, unflatten
 
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNED = 8  # bytes to whose multiple a header is filled up
+Layout = tuple[tuple[str, torch.dtype, tuple[int, ...], int], ...]  # path, kind, shape, bytes
+
 
 def encode(message: Tree) -> bytes:
     """A tree as one safetensors frame, on the CPU. Its metadata remember the order of the keys."""
-    flat = {k: v.detach().cpu().contiguous().clone() for k, v in flatten(message).items()}
-    return save_frame(flat, {"order": json.dumps(list(flat))})
+    return bytes(framed(message))
+
+
+def framed(message: Tree, room: int = 0) -> bytearray:
+    """The frame of `encode` after some free bytes, every tensor copied once.
+
+    :param room: number of bytes that are left free in front
+    """
+    flat = {k: v.detach().cpu().contiguous() for k, v in flatten(message).items()}
+    header = _header(tuple((k, v.dtype, tuple(v.shape), v.nbytes) for k, v in flat.items()))
+    begin = room + len(header)
+    out = bytearray(begin + sum(v.nbytes for v in flat.values()))
+    out[room:begin] = header
+    place = np.frombuffer(out, np.uint8)
+    for v in flat.values():
+        place[begin : begin + v.nbytes] = v.reshape(-1).view(torch.uint8).numpy()
+        begin += v.nbytes
+    return out
+
+
+@lru_cache(1024)
+def _header(layout: Layout) -> bytes:
+    """The length and the header of a frame: what is where."""
+    order = [path for path, _, _, _ in layout]
+    entries: dict[str, object] = {"__metadata__": {"order": json.dumps(order)}}
+    begin = 0
+    for path, kind, shape, size in layout:
+        entries[path] = {"dtype": _NAMES[kind], "shape": shape, "data_offsets": (begin, begin + size)}
+        begin += size
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    return len(text).to_bytes(8, "little") + text
 
 
 def decode(frame: bytes, device: torch.device | str = "cpu") -> Tree:

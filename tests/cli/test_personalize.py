@@ -100,7 +100,10 @@ def test_the_first_numbers_are_the_last_ones_of_the_training(staged: Shell) -> N
             }
         )
     assert found[0]
-    assert found[0] == found[1]
+    # a layer that is common to all devices is multiplied with the samples of all of them at once: another rounding
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    accuracies = [{k: v for k, v in numbers.items() if k[1] == "accuracy"} for numbers in found]
+    assert accuracies[0] == accuracies[1]
 
 
 def test_kill_9_in_both_stages(staged: Shell) -> None:

@@ -178,6 +178,7 @@ def test_a_region_is_the_mean_of_its_new_fogs(kind: str) -> None:
 def test_the_rebuilt_tree_is_in_the_checkpoint(kind: str) -> None:
     mixed = [0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3]
     engine, fresh = run(regions(kind, *mixed), 2), regions(kind, *mixed)
+    fresh.store = engine.store
     fresh.restore(engine.meta())
     assert fresh.round == 2
     for now, before in zip(fresh.topology.parents, engine.topology.parents, strict=True):

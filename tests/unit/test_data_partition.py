@@ -229,4 +229,4 @@ def test_impossible_partitions_say_why(settings_, message):
 
 
 def test_every_kind_is_listed():
-    assert " ".join(KINDS) == "natural iid dirichlet classes shards pfedla1 pfedla2 permfl quantity"
+    assert " ".join(KINDS) == "natural iid dirichlet classes shards pfedla1 pfedla2 permfl quantity drawn"

@@ -98,6 +98,9 @@ def test_only_the_teams_stay() -> None:
     given["data"]["columns"] = {"team": "group"}
     natural = tierfed.run(given, data=columns() | {"group": columns()["device"] % 2}, folder=False)
     assert first_teams(formed).tolist() == first_teams(natural).tolist()
+    for table in ("begun", "parents"):  # of a natural tree the config says all
+        for depth in (0, 1):
+            formed.engine.store.put(table, depth, None)
     assert apart(formed.engine, natural.engine) == 0.0
     assert len(records(formed.engine)) > DEVICES
 

@@ -28,6 +28,14 @@ def test_widths_and_steps() -> None:
     assert [p.steps(i, Algorithm(steps=7)) for i in range(6)] == [7] * 6
 
 
+def test_work_is_steps_times_width_of_all_passes() -> None:
+    """Steps 1, 3, 2, 5, 1, 3 of widths 3, 4, 4, 4, 1, 4; without a batch all rows once."""
+    assert plan().work([0, 1, 2, 3, 4, 5], Algorithm(epochs=1)).tolist() == [3, 12, 8, 20, 1, 12]
+    assert plan().work(np.array([3, 0]), Algorithm(epochs=3)).tolist() == [60, 9]
+    assert plan().work([0, 5], Algorithm(epochs=1, steps=7)).tolist() == [21, 28]
+    assert plan(batch=None).work([5, 1], Algorithm(epochs=2)).tolist() == [24, 18]
+
+
 def test_full_batches() -> None:
     p = plan(batch=None)
     assert [p.width(i) for i in range(6)] == SIZES

@@ -109,7 +109,7 @@ def test_teams_go_on_where_the_tree_is_the_same() -> None:
     assert teams != before.world.topology.parents[-1].tolist()
     parents = start(before, "ftl").parents
     assert parents is not None
-    assert parents[-1] == teams
+    assert parents[-1].tolist() == teams
     assert start(before, "ftl", topology={"fogs": 0}).parents is None
 
 

@@ -93,19 +93,26 @@ STEPS = st.one_of(
     st.tuples(st.just("put"), st.sampled_from(["own", "kept1"]), st.integers(0, 3), st.integers(0, 99)),
     st.tuples(st.just("delete"), st.sampled_from(["own", "kept1"]), st.integers(0, 3)),
     st.tuples(st.sampled_from(["commit", "discard", "reopen"])),
+    st.tuples(st.just("prefetch"), st.sampled_from(["own", "kept1"]), st.lists(st.integers(0, 5), max_size=4)),
 )
 
 
 @given(st.lists(STEPS, max_size=14))
 @settings(max_examples=25, deadline=None)
 def test_a_disk_is_a_memory_that_lasts(steps: list[tuple[Any, ...]]) -> None:
-    """Any order of puts, deletions, commits, rejections and kills: the disk holds what a plain memory would."""
+    """Any order of puts, deletions, commits, rejections, kills and reading ahead: the disk holds what a plain memory
+    would.
+    """
     with tempfile.TemporaryDirectory() as folder:
         memory, disk = MemoryStore(), DiskStore(Path(folder), cache_bytes=64)
         for n, (name, *rest) in enumerate(steps):
             if name in ("put", "delete"):
                 for store in (memory, disk):
                     store.put(rest[0], rest[1], record(rest[2]) if name == "put" else None)
+            elif name == "prefetch":
+                disk.prefetch(rest[0], rest[1])
+                if n % 2:  # its turn comes with the next call, which may wait for nothing
+                    disk.prefetch("own", [])
             elif name == "commit":
                 memory.commit({"round": n}, [n])
                 disk.commit({"round": n}, [n])
@@ -115,6 +122,8 @@ def test_a_disk_is_a_memory_that_lasts(steps: list[tuple[Any, ...]]) -> None:
                 if name == "reopen":
                     disk.close()
                     disk = DiskStore(Path(folder))
+            if name == "prefetch":  # or everything would be in the cache
+                continue
             for table in ("own", "kept1"):
                 assert disk.ids(table) == memory.ids(table)
                 assert all(gap(disk.get(table, i), memory.get(table, i)) == 0.0 for i in range(4))
@@ -152,6 +161,65 @@ def test_the_cache_forgets_and_the_disk_does_not(tmp_path: Path) -> None:
         assert [gap(store.get("own", i), record(i)) for i in range(20)] == [0.0] * 20
 
 
+def test_what_is_read_ahead_is_what_is_committed_last(tmp_path: Path) -> None:
+    """Reading ahead begins before the commit that changes a record; nothing of it may come back afterwards."""
+    with opened(tmp_path) as store:
+        for i in range(4):
+            store.put("own", i, record(i))
+        store.commit({}, [])
+    with opened(tmp_path) as store:
+        store.prefetch("own", range(6))
+        store.put("own", 1, record(70))
+        store.put("own", 2, None)
+        store.commit({}, [])
+        store.put("own", 3, record(80))
+        store.prefetch("own", [])
+        found = [store.get("own", i) for i in range(5)]
+        wanted = [record(0), record(70), None, record(80), None]
+        assert [gap(f, w) for f, w in zip(found, wanted, strict=True)] == [0.0] * 5
+        store.discard()
+        assert gap(store.get("own", 3), record(3)) == 0.0
+
+
+@pytest.mark.parametrize("then", ["prefetch", "commit"])
+def test_damage_that_reading_ahead_meets_is_told(tmp_path: Path, then: str) -> None:
+    flip(committed(tmp_path), 1007.0)
+    with opened(tmp_path) as store:
+        store.prefetch("own", [6, 7])
+        with pytest.raises(InputError, match="damaged: the checksum of record own/000000000007 is wrong"):
+            store.prefetch("own", []) if then == "prefetch" else store.commit({}, [])
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_reading_ahead_is_used(tmp_path: Path, commit: bool) -> None:
+    """The file is damaged after that: what was read ahead is whole, what was not is refused. A commit in between, as
+    there is one at the end of a round, changes nothing.
+    """
+    file = committed(tmp_path)
+    with opened(tmp_path) as store:
+        store.prefetch("own", [7])
+        if commit:
+            store.put("own", 3, record(5))
+            store.commit({}, [])
+        store.prefetch("own", [])
+        for value in (1007.0, 1008.0):
+            flip(file, value)
+        assert gap(store.get("own", 7), record(1007, 200)) == 0.0
+        with pytest.raises(InputError, match="damaged"):
+            store.get("own", 8)
+
+
+def test_the_cache_holds_no_more_than_it_counts(tmp_path: Path) -> None:
+    """A row of a large stack does not keep the stack in memory."""
+    stack = torch.zeros(1000, 50)
+    with opened(tmp_path) as store:
+        store.put("own", 3, {"w": stack[3]})
+        store.commit({}, [])
+        kept = store.get("own", 3)
+        assert kept is not None
+        assert kept["w"].untyped_storage().nbytes() == 200
+
+
 def test_it_grows_beyond_its_first_map(tmp_path: Path) -> None:
     """80 MB in one commit, and as much again in the next; the first map has 64 MiB."""
     for half in range(2):
@@ -177,19 +245,35 @@ def committed(path: Path) -> Path:
     return path / "data.mdb"
 
 
-def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
-    file = committed(tmp_path)
+def flip(file: Path, value: float) -> None:
+    """Damages the record that holds this value."""
     data = bytearray(file.read_bytes())
-    wanted = torch.full((200,), 1007.0, dtype=torch.float64).numpy().tobytes()
+    wanted = torch.full((200,), value, dtype=torch.float64).numpy().tobytes()
     assert wanted in data
     place = data.find(wanted)
-    while place >= 0:  # a page that was split leaves an old copy behind
-        data[place + 777] ^= 1
-        place = data.find(wanted, place + 1)
-    file.write_bytes(data)
+    with file.open("r+b") as disk:
+        while place >= 0:  # a page that was split leaves an old copy behind
+            disk.seek(place + 777)
+            disk.write(bytes([data[place + 777] ^ 1]))
+            place = data.find(wanted, place + 1)
+
+
+def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
+    flip(committed(tmp_path), 1007.0)
     with opened(tmp_path) as store:
         assert gap(store.get("own", 6), record(1006, 200)) == 0.0
         with pytest.raises(InputError, match="damaged: the checksum of record own/000000000007 is wrong"):
+            store.get("own", 7)
+
+
+def test_a_large_store_is_checked_record_by_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(committed(tmp_path), 1007.0)
+    with opened(tmp_path) as store:
+        with pytest.raises(InputError, match="checksum of record own/000000000007"):
+            store.verify()
+        monkeypatch.setattr("tierfed.store._VERIFIED_BYTES", 4096)
+        store.verify()
+        with pytest.raises(InputError, match="checksum of record own/000000000007"):
             store.get("own", 7)
 
 

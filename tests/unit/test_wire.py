@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load
 from torch import Tensor
 
 from tierfed.errors import InputError
 from tierfed.tree import SEPARATOR
-from tierfed.wire import decode, encode, payload_bytes
+from tierfed.wire import decode, encode, framed, payload_bytes
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool]
 
@@ -39,6 +40,16 @@ def same(a: Any, b: Any) -> bool:
 @settings(max_examples=50, deadline=None)
 def test_a_message_comes_back_as_it_was(message: dict[str, Any]) -> None:
     assert same(decode(encode(message)), message)
+
+
+@given(st.dictionaries(NAMES, LEAVES, max_size=4), st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_a_frame_is_what_safetensors_reads(message: dict[str, Tensor], room: int) -> None:
+    """With free bytes in front or none."""
+    frame = framed(message, room)
+    assert frame[:room] == bytes(room)
+    assert frame[room:] == encode(message)
+    assert same(load(bytes(frame[room:])), message)
 
 
 @given(TREES)

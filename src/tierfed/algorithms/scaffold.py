@@ -62,6 +62,6 @@ class Scaffold(Algorithm):
     def device(self, task: Task, msg: Tree, state: Tree, data: Data) -> tuple[Tree, Tree]:
         x, c, ci = msg["params"], msg["c"], state["c"]
         y = task.train(x, data, self.lr, drift=sub(c, ci))
-        moved = 1.0 / (data.steps.clamp(min=1) * self.lr)
+        moved = 1.0 / (data.steps.clamp(min=1).to(next(iter(c.values())).dtype) * self.lr)
         new = {k: ci[k] - c[k] + moved * (x[k] - y[k]) for k in ci}
         return {"params": y, "owed": {"dc": sub(new, ci)}}, {"c": new}

@@ -1,6 +1,7 @@
 """What a source gives (`Dataset`) and what a federation trains on (`Federation`)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,7 +126,7 @@ class Federation:
     :param y: [n] int64 labels, or [n] / [n, k] targets of a regression in the type of x
     :param classes: the names of the labels 0, 1, …; none: regression
     :param train: rows per device, ascending; no row occurs twice anywhere, but for those that the cloud shared, and
-        unless all devices train on all rows
+        unless all devices train on all rows or draw theirs from one pool (then the list computes what it is asked for)
     :param val: rows per device; a device may have none
     :param test: rows per device; a device may have none
     :param devices: N names
@@ -139,10 +140,10 @@ class Federation:
     x: Tensor
     y: Tensor
     classes: tuple[str, ...]
-    train: tuple[Ints, ...]
-    val: tuple[Ints, ...]
-    test: tuple[Ints, ...]
-    devices: tuple[str, ...]
+    train: Sequence[Ints]
+    val: Sequence[Ints]
+    test: Sequence[Ints]
+    devices: Sequence[str]
     bits_per_sample: int
     natural: Ints | None = None
     teams: tuple[str, ...] = ()
@@ -157,20 +158,35 @@ class Federation:
         """The shape of one sample."""
         return tuple(self.x.shape[1:])
 
-    def part(self, part: Part) -> tuple[Ints, ...]:
+    def part(self, part: Part) -> Sequence[Ints]:
         """The rows per device of one part."""
         return {"train": self.train, "val": self.val, "test": self.test}[part]
 
     def sizes(self, part: Part = "train") -> Ints:
         """[N] rows per device."""
-        return np.array([len(rows) for rows in self.part(part)], np.int64)
+        return lengths(self.part(part))
 
-    def label_counts(self, part: Part = "train") -> Ints:
-        """[N, C] rows per device and label; C is 0 for a regression."""
+    def label_counts(self, part: Part = "train", devices: Ints | None = None) -> Ints:
+        """[N, C] rows per device and label; C is 0 for a regression.
+
+        :param devices: [K] count those of some devices only, [K, C]
+        """
+        some = np.arange(len(self)) if devices is None else devices
         if not self.classes:
-            return np.zeros((len(self), 0), np.int64)
-        y, classes = self.y.numpy(), len(self.classes)
-        return np.array([np.bincount(y[rows], minlength=classes) for rows in self.part(part)], np.int64)
+            return np.zeros((len(some), 0), np.int64)
+        y, classes, held = self.y.numpy(), len(self.classes), self.part(part)
+        return np.array([np.bincount(y[held[i]], minlength=classes) for i in some], np.int64).reshape(-1, classes)
+
+
+def evenly(n: int, most: int) -> Ints:
+    """At most so many of n places, evenly taken, the first and the last among them; ascending."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
+
+
+def lengths(held: Sequence[Ints]) -> Ints:
+    """[N] rows per device; known without its rows where a list computes them."""
+    known = getattr(held, "sizes", None)
+    return np.array([len(rows) for rows in held], np.int64) if known is None else known
 
 
 def bits(x: Tensor, bits_per_number: int | None = None) -> int:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from tierfed.data import split
 from tierfed.data.dataset import TEST, TRAIN, VAL, Bytes, Dataset, Federation, Ints, Scaling, checked
+from tierfed.data.drawn import Numbered, draw
 from tierfed.data.layout import bitmap
-from tierfed.data.partition import KINDS, POOLING, follow, keep_labels, partition
-from tierfed.data.settings import DataSettings
+from tierfed.data.partition import KINDS, ON_DEMAND, POOLING, follow, keep_labels, partition
+from tierfed.data.settings import DataSettings, DrawSettings
 from tierfed.data.sources import open_source
 from tierfed.errors import InputError, nearest
 
@@ -38,6 +39,8 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
     own = _own_devices(data, settings)
     by = _resolve(data, settings, own)
     pool = _pool_parts(data, by, settings)
+    if settings.partition.kind == ON_DEMAND:
+        return _on_demand(data, by, pool, settings, seed, dtype)
     if own is None:
         groups = _drawn(data, pool, settings, seed)
         width = len(str(len(groups) - 1))
@@ -68,6 +71,43 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
         bits_per_sample=data.bits_per_sample,
         natural=None if natural is None else np.searchsorted(used, natural).astype(np.int64),
         teams=tuple(data.teams[t] for t in used),
+    )
+
+
+def _on_demand(
+    data: Dataset, by: str, pool: Bytes | None, settings: DataSettings, seed: int, dtype: torch.dtype
+) -> Federation:
+    """Devices that draw their rows from the parts of the pool when they are asked for them."""
+    refused = {
+        "devices": settings.devices is not None,
+        "train_fraction": settings.train_fraction != 1.0,
+        "public": settings.public > 0,
+        "pooled": settings.pooled,
+        "draw": settings.draw != DrawSettings(),
+        "too_small": settings.too_small != "error",
+    }
+    for name in (n for n, given in refused.items() if given):
+        raise InputError(
+            f"data.{name} needs the rows of all devices, but data.partition.kind = {ON_DEMAND!r} computes them one by "
+            "one when they are used; leave it out (data.partition.size sets the rows per device)"
+        )
+    parts = _device_parts(data, np.arange(len(data)), pool, settings, (by, seed, 0))
+    train, val, test = draw(data.labels, data.classes, parts, settings.partition, settings.split, seed)
+    names = Numbered("device-", len(train))
+    _large_enough(data.name, names, train.sizes, settings)
+    scaling = _scaling(data.x, np.flatnonzero(parts == TRAIN), settings)
+    return Federation(
+        name=data.name,
+        x=scaling(data.x, dtype),
+        scaling=scaling,
+        features=data.features,
+        y=data.y if data.classes else data.y.to(dtype),
+        classes=data.classes,
+        train=train,
+        val=val,
+        test=test,
+        devices=names,
+        bits_per_sample=data.bits_per_sample,
     )
 
 
@@ -202,7 +242,7 @@ def _device_parts(
     return split.drawn(labels, kept, settings.draw, np.random.default_rng([seed, DRAW, device]))
 
 
-def _large_enough(name: str, devices: tuple[str, ...], sizes: Ints, settings: DataSettings) -> Ints:
+def _large_enough(name: str, devices: Sequence[str], sizes: Ints, settings: DataSettings) -> Ints:
     """The devices that have enough training rows.
 
     :raises InputError: some have not, unless they may be dropped; or none has

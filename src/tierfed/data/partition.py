@@ -1,7 +1,7 @@
 """Who holds what: pure functions of the labels and a random stream to the rows of every device.
 
-Every kind uses a row at most once. What it draws for the training rows is carried over to other rows by `follow`:
-same labels, same proportions.
+Every kind here uses a row at most once (`tierfed.data.drawn` has one for more devices than rows). What a kind draws for
+the training rows is carried over to other rows by `follow`: same labels, same proportions.
 """
 
 from collections.abc import Callable
@@ -273,7 +273,8 @@ DRAWN: dict[str, Partitioner] = {
     "permfl": _permfl,
     "quantity": _quantity,
 }
-KINDS = ("natural", *DRAWN)
+ON_DEMAND = "drawn"
+KINDS = ("natural", *DRAWN, ON_DEMAND)
 # These take training and test rows of the source as one pool and split every device anew.
 POOLING = frozenset({"pfedla1", "pfedla2", "permfl"})
 # Labels per device where the settings do not tell.

@@ -19,7 +19,7 @@ SUFFIXES = {".npz": "npz", ".csv": "csv", ".parquet": "parquet"}
 
 def public_samples(
     settings: DataSettings, federation: Federation, seed: int
-) -> tuple[tuple[Ints, ...], tuple[Tensor, Tensor] | None, Ints | None]:
+) -> tuple[Sequence[Ints], tuple[Tensor, Tensor] | None, Ints | None]:
     """(training rows that each device keeps, the public samples x [P, *shape] and y [P, ...] or None, their rows of
     the pool [P] where they come from it).
 

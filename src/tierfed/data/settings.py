@@ -50,20 +50,24 @@ class SplitSettings:
 class PartitionSettings:
     """Who holds what. See `tierfed.data.partition` for the kinds.
 
-    :param kind: natural, iid, dirichlet, classes, shards, pfedla1, pfedla2, permfl, quantity
+    :param kind: natural, iid, dirichlet, classes, shards, pfedla1, pfedla2, permfl, quantity, drawn
     :param devices: number of devices; None: the source's own devices (natural, classes), else 20
-    :param alpha: concentration of `dirichlet` and of `quantity` with the Dirichlet law; small is more uneven
-    :param min_size: the fewest training rows of a device (dirichlet, quantity)
-    :param classes: labels per device; None: 2 (classes, permfl), 4 (pfedla1), 2 dominant ones (pfedla2)
+    :param alpha: concentration of `dirichlet`, of `quantity` with the Dirichlet law and of the labels of a device
+        (drawn); small is more uneven
+    :param min_size: the fewest training rows of a device (dirichlet, quantity); the fewest rows in all (drawn)
+    :param classes: labels per device; None: 2 (classes, permfl), 4 (pfedla1), 2 dominant ones (pfedla2), shares from
+        Dir(alpha) of all (drawn)
     :param type: 1 balanced IID, 2 balanced non-IID, 3 imbalanced non-IID, 4 imbalanced and mixed (shards)
     :param shards: shards per device (type 2)
     :param min_shards: least shards per device (types 3 and 4)
     :param max_shards: most shards per device (types 3 and 4)
     :param iid_share: share of the devices whose rows are IID (type 4)
-    :param size: rows per device (pfedla1, pfedla2)
+    :param size: rows per device (pfedla1, pfedla2); of all parts together, on average (drawn)
+    :param sizes: how the rows per device vary: lognormal with `sigma`, uniform from `min_size` up; None: not at all
+        (drawn)
     :param dominance: share of a device's rows that its dominant labels have together (pfedla2)
     :param law: of the sizes (quantity)
-    :param sigma: standard deviation of the logarithm of a size (quantity with the lognormal law)
+    :param sigma: standard deviation of the logarithm of a size (quantity with the lognormal law, drawn)
     """
 
     kind: str = "natural"
@@ -77,6 +81,7 @@ class PartitionSettings:
     max_shards: Count = 2
     iid_share: Share = 0.5
     size: Count = 600
+    sizes: Literal["lognormal", "uniform"] | None = None
     dominance: Share = 0.8
     law: Literal["lognormal", "dirichlet"] = "lognormal"
     sigma: Positive = 1.0

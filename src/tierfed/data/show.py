@@ -12,14 +12,15 @@ PARTS: tuple[Part, ...] = ("train", "val", "test")
 MOST_ROWS = 40
 MOST_CELLS = 62
 WIDE_LABELS = 20
+MOST_SHADED = 10_000
 
 
 def heatmap(federation: Federation, rows: int = MOST_ROWS, own: Ints | None = None) -> Group:
     """A title and a table of devices: training samples per label as shades, sizes of the parts, natural team.
 
-    The darkest shade is the largest number of training samples that any device has of any label; a blank is none. At
-    most `rows` devices are shown, the first ones, with a line that counts the others. Where there are more than 62
-    labels, neighbors share a cell.
+    The darkest shade is the largest number of training samples that any device has of any label, of more than 10,000
+    devices any of those that are shown; a blank is none. At most `rows` devices are shown, the first ones, with a line
+    that counts the others. Where there are more than 62 labels, neighbors share a cell.
 
     :param own: [N] how many of the training samples were the device's own before augmentation; one more column
     """
@@ -28,7 +29,8 @@ def heatmap(federation: Federation, rows: int = MOST_ROWS, own: Ints | None = No
     teams = federation.natural is not None
     if teams:
         table.add_column("team", no_wrap=True)
-    maps = shades(federation)
+    some = np.arange(min(rows, len(federation))) if len(federation) > MOST_SHADED else None
+    maps = shades(federation, some)
     if maps:
         table.add_column("labels", no_wrap=True)
     columns: list[tuple[str, Ints]] = [] if own is None else [("own", own)]
@@ -48,9 +50,12 @@ def heatmap(federation: Federation, rows: int = MOST_ROWS, own: Ints | None = No
     return Group(Text(_title(federation)), table, *([Text(_caption(federation))] if maps else []))
 
 
-def shades(federation: Federation) -> list[str]:
-    """One line of block shades per device, one cell per label; nothing for a regression."""
-    counts = federation.label_counts("train")
+def shades(federation: Federation, devices: Ints | None = None) -> list[str]:
+    """One line of block shades per device, one cell per label; nothing for a regression.
+
+    :param devices: those to show; None: all
+    """
+    counts = federation.label_counts("train", devices)
     classes = counts.shape[1]
     if classes == 0:
         return []

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tierfed.algorithm import Algorithm, Tier
 from tierfed.cost import Burst, Edge, Offloaded, Visit
-from tierfed.engine.beginning import Beginning
+from tierfed.engine.beginning import Beginning, put_parents, with_parents
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Walk
 from tierfed.errors import InputError
@@ -21,10 +21,11 @@ from tierfed.rng import Purpose, bits, generator
 from tierfed.store import Store, with_default
 from tierfed.task import Task
 from tierfed.topology import UNITS, Topology
-from tierfed.tree import Tree, stack, take, tmap
+from tierfed.tree import Tree, leaves, stack, take, tmap
 
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+PARENTS = "parents"  # the table of the tree: a record for each level that is not as it was at the beginning
 _MOST_ON_A_PATH = 4000
 
 
@@ -69,10 +70,15 @@ class Engine(ABC):
                     + (f"on level {depth} of {topology.depth}" if apart else "that relays, sees or watches")
                     + "; a sum travels from device to device: make it the last tier, and one that sends all the same"
                 )
-        self.set_topology(topology)
+        self._arrange(topology)
 
     def set_topology(self, topology: Topology) -> None:
-        """A tree with the same nodes; after devices changed team."""
+        """A tree with the same nodes; after devices changed team. Levels that changed are written to the store."""
+        changed = [not np.array_equal(*p) for p in zip(self.topology.parents, topology.parents, strict=True)]
+        put_parents(topology, self.store, PARENTS, changed)
+        self._arrange(topology)
+
+    def _arrange(self, topology: Topology) -> None:
         self.topology, self.depth = topology, topology.depth
         self.totals = topology.totals([t.relay for t in self.tiers])
         self.units: list[int] = []
@@ -83,6 +89,10 @@ class Engine(ABC):
     @abstractmethod
     def step(self) -> RoundLog:
         """One round from the cloud down and back. States change in the store's working copy; nothing is committed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends what the engine has begun beside this process; it can be used on."""
 
     @abstractmethod
     def visit_devices(self, devices: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, Tree]:
@@ -127,7 +137,8 @@ class Engine(ABC):
         return with_default(self.store, "own", device, lambda: self.begun(device))
 
     def put_own(self, device: int, state: Tree) -> None:
-        self.store.put("own", device, state)
+        if any(True for _ in leaves(state)):  # what holds nothing is what it was at the beginning
+            self.store.put("own", device, state)
 
     def rows(self, depth: int, children: Ids) -> list[Tree]:
         """What the nodes of a level remember about children [R]; by stable id, whoever the parent is."""
@@ -369,9 +380,11 @@ class Engine(ABC):
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint needs beside the store's records."""
-        return {"round": self.round, "parents": [p.tolist() for p in self.topology.parents]}
+        return {"round": self.round}
 
     def restore(self, meta: dict[str, Any]) -> None:
         """The inverse of `meta`, on an engine over a store that was committed with it."""
         self.round = int(meta["round"])
-        self.set_topology(self.topology.rebuilt(meta["parents"]))
+        if "parents" in meta:  # of a run that was begun before they were records
+            self.set_topology(self.topology.rebuilt(meta["parents"]))
+        self._arrange(with_parents(self.topology, self.store, PARENTS))

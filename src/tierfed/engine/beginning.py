@@ -1,11 +1,13 @@
-"""The models that a run begins with: the initial ones of the architectures, or those that another run has left."""
+"""What a run begins with: the initial models of the architectures or those that another run has left, and the tree."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tierfed.store import Store
+from tierfed.topology import Topology
 from tierfed.tree import Params, stack, take, tmap
 
 Ids = npt.NDArray[np.int64]
@@ -53,3 +55,19 @@ class Beginning:
             return take(self.common, keys)
         keys = list(keys)
         return tmap(lambda t: t.mean(0), stack([take(self.of(int(i)), keys) for i in devices]))  # type: ignore[no-any-return]
+
+
+def put_parents(topology: Topology, store: Store, table: str, levels: Sequence[bool]) -> None:
+    """Writes the parents of some levels of a tree into a table of a store, a record a level."""
+    for d, parents in enumerate(topology.parents):
+        if levels[d]:
+            store.put(table, d, {"of": torch.from_numpy(parents.astype(np.int32))})
+
+
+def with_parents(topology: Topology, store: Store, table: str) -> Topology:
+    """The same nodes with the parents that a table of a store has, level by level; the own ones where it has none."""
+    found = [store.get(table, d) for d in range(topology.depth)]
+    if all(record is None for record in found):
+        return topology
+    pairs = zip(found, topology.parents, strict=True)
+    return topology.rebuilt([own if record is None else record["of"].cpu().numpy() for record, own in pairs])

@@ -86,6 +86,9 @@ class Serial(Engine):
         self.round += 1
         return self.log
 
+    def close(self) -> None:
+        """Nothing was begun."""
+
     def _visit(self, depth: int, node: int, state: Tree, tick: int) -> tuple[Tree, Counts | None]:
         unit = self.units[depth]
         total, over = float(self.totals[depth][node, unit]), self.topology.policies[depth].over == "all"

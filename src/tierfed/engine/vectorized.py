@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,17 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from tierfed.algorithm import Data, Info, Tier
+from tierfed.algorithm import Info, Tier
 from tierfed.engine.base import Engine, Flags, Ids
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Walk, mean_of_chain
+from tierfed.engine.processes import Processes
+from tierfed.engine.said import Down, Up, Weights
+from tierfed.engine.visits import Crew, Here, Job, Workplace
+from tierfed.kernels import BATCHED, equipped
 from tierfed.tree import Tree, row, stack, tmap, where, zeros
-from tierfed.wire import payload_bytes
 
 Counts = npt.NDArray[np.float64]  # [H, 3] samples, devices, children
-Weights = npt.NDArray[np.float64]  # [H]
 
 
 def over(fn: Callable[..., Any], n: int, *args: Any) -> Any:
@@ -39,9 +42,29 @@ class _Burst:
 
 
 class Vectorized(Engine):
-    """Level by level. `chunk` devices are trained at once: what memory allows; results do not depend on it."""
+    """Level by level. `chunk` devices are trained at once, by each of `workers` processes, with a `kernel` of
+    `tierfed.kernels`; results depend on none of it.
+    """
 
     chunk: int = 256
+    workers: int = 1
+    kernel: str = "vmap"
+    bf16: bool = False
+
+    @cached_property
+    def crew(self) -> Crew:
+        """Who computes the visits."""
+        tasks = self.tasks if self.kernel == "vmap" else [equipped(t, self.kernel, bf16=self.bf16) for t in self.tasks]
+        batched = self.kernel in BATCHED
+        place = Workplace(algorithm=self.algorithm, tasks=tasks, plan=self.plan, batched=batched)
+        return Here(place) if self.workers == 1 else Processes(place, self.workers)
+
+    def close(self) -> None:
+        """Ends the worker processes; what is computed from now on is computed here."""
+        if "crew" in self.__dict__:
+            self.crew.close()
+            del self.crew
+        self.workers = 1
 
     def step(self) -> RoundLog:
         self.log = RoundLog()
@@ -51,22 +74,21 @@ class Vectorized(Engine):
         self.round += 1
         return self.log
 
-    def _answer(self, level: int, nodes: Ids, messages: Tree, tick: int) -> tuple[Tree, Counts]:
-        """(messages [H, ...], counts [H, 3]; a row of zeros: nobody below was heard)"""
+    def _answer(self, level: int, nodes: Ids, down: Down, tick: int) -> tuple[Up, Counts]:
+        """(replies of H nodes, counts [H, 3]; a row of zeros: nobody below was heard)"""
         if level == self.depth:
-            return self._devices(nodes, messages, tick)
+            return self._devices(nodes, down, tick)
         tier = self.tiers[level]
         kept = stack([self.kept(level, int(i)) for i in nodes])
-        state, counts = self._visit(level, nodes, over(tier.enter, len(nodes), kept, messages), tick)
+        state, counts = self._visit(level, nodes, over(tier.enter, len(nodes), kept, down.rows()), tick)
         for r, i in enumerate(nodes):
             self.keep(level, int(i), row(state, r))
         if self.topology.policies[level - 1].empty == "stale" and not tier.relay:
             counts = np.where(counts[:, :1] > 0, counts, self.totals[level][nodes] * [1, 1, 0] + [0, 0, 1])
-        heard = np.flatnonzero(counts[:, 1] > 0)
-        if len(heard) in (0, len(nodes)):
-            return (over(tier.report, len(nodes), state) if len(heard) else {}), counts
-        some = over(tier.report, len(heard), row(state, heard))  # a node that heard nobody may have nothing to report
-        return tmap(lambda t: _spread(t, heard, len(nodes)), some), counts
+        heard = np.flatnonzero(counts[:, 1] > 0)  # a node that heard nobody may have nothing to report
+        some = state if len(heard) == len(nodes) else row(state, heard)
+        said = [(heard, over(tier.report, len(heard), some))] if len(heard) else []
+        return Up(len(nodes), said), counts
 
     def _visit(self, depth: int, nodes: Ids, state: Tree, tick: int) -> tuple[Tree, Counts]:
         tier, to, n = self.tiers[depth], self.reach(depth), len(nodes)
@@ -78,18 +100,21 @@ class Vectorized(Engine):
             seen: list[Tree] = []
             if tier.sees:
                 seen = [stack(self.rows(depth, r)) if len(r) else {} for r in burst.rosters]
-                down = self._send_by_slot(tier, state, burst, seen)
+                down = Down(self._send_by_slot(tier, state, burst, seen), np.arange(len(burst.kids)))
             else:
-                down = row(over(lambda s: tier.send(s, torch.tensor(0)), n, state), torch.as_tensor(burst.owner))
+                down = Down(over(lambda s: tier.send(s, torch.tensor(0)), n, state), burst.owner)
             up, each, heard = self._exchange(depth, to, burst, down)
             info = self._infos(depth, nodes, each[:, self.units[depth]] * heard, burst.owner)
             if tier.watches:
-                self._watch(tier, depth, state, burst, up, heard, info)
+                self._watch(tier, depth, state, burst, up.whole(), heard, info)
             if tier.reduce == "stack":
-                state = self._absorb_stack(tier, depth, state, burst, up, heard, info, seen)
+                state = self._absorb_stack(tier, depth, state, burst, up.whole(), heard, info, seen)
             elif heard.any():
                 weight = each[:, self.units[depth]] * heard
-                mean = _means_of_chains(tier, burst, up, weight) if burst.walks else _mean(n, burst, up, weight)
+                if burst.walks:
+                    mean = _means_of_chains(tier, burst, up.whole(), weight)
+                else:
+                    mean = up.mean(n, burst.owner, weight)
                 new = over(lambda s, u, *i: tier.absorb(s, u, Info(*i)), n, state, mean, *info)
                 state = {k: vmap(where)(info[0] > 0, v, state[k]) if k in state else v for k, v in new.items()}
             new = np.stack([np.bincount(burst.owner, each[:, u] * heard, n) for u in range(3)], 1)
@@ -118,35 +143,37 @@ class Vectorized(Engine):
                 downs.append(vmap(tier.send, (None, 0))(full, torch.as_tensor(slots)))
         return tmap(lambda *t: torch.cat(t), *downs)  # type: ignore[no-any-return]
 
-    def _exchange(self, depth: int, to: int, burst: _Burst, down: Tree) -> tuple[Tree, Counts, Flags]:
-        """(replies [H, ...], counts [H, 3], who is heard [H]); replies of those that are not heard are zeros."""
+    def _exchange(self, depth: int, to: int, burst: _Burst, down: Down) -> tuple[Up, Counts, Flags]:
+        """(replies of those polled, counts [H, 3], who is heard [H])"""
         kids, n, unit = burst.kids, len(burst.kids), self.units[depth]
         awake = np.flatnonzero(self.awake(depth, to, kids, burst.tick))
         each: Counts = np.zeros((n, 3))
-        sent = payload_bytes(down, n)
-        up: Tree = {}
+        sent, up = down.bytes(), Up(n)
         if len(awake):
-            up, each[awake] = self._answer(to, kids[awake], row(down, torch.as_tensor(awake)), burst.tick)
+            up, each[awake] = self._answer(to, kids[awake], down.of(awake), burst.tick)
+            up = up.at(awake, n)
         answered = each[:, 1] > 0
         size, late = np.zeros(n, np.int64), np.zeros(n, bool)
         if answered.any():
-            up = self._with_owed(to, kids[awake], up, each[awake, unit])
-            size[awake] = payload_bytes(up, len(awake))
-            up = tmap(lambda t: _spread(t, awake, n), up)
+            if "owed" in up:
+                up = self._with_owed(to, kids, up.whole(), answered, each[:, unit])
+            size = up.bytes() * answered
             late[answered] = self.late(to, kids[answered], sent[answered], size[answered], burst.tick)
-        heard = self.settle(depth, to, kids, sent, size * answered, answered, late, burst.tick, burst.walks)
+        heard = self.settle(depth, to, kids, sent, size, answered, late, burst.tick, burst.walks)
         if "owed" in up:
-            for j in np.flatnonzero(answered):
-                self.book_owed(to, int(kids[j]), {"owed": row(up["owed"], j)}, float(each[j, unit]), bool(heard[j]))
+            for j, reply in up.singles():
+                self.book_owed(to, int(kids[j]), {"owed": reply["owed"]}, float(each[j, unit]), bool(heard[j]))
         return up, each, heard
 
-    def _with_owed(self, level: int, kids: Ids, up: Tree, weights: npt.NDArray[np.float64]) -> Tree:
-        if "owed" not in up:
-            return up
+    def _with_owed(self, level: int, kids: Ids, up: Tree, answered: Flags, weights: Weights) -> Up:
+        """Replies with what nodes still owe."""
+        at = np.flatnonzero(answered)
+        said = row(up, torch.as_tensor(at))
         owed = [
-            self.with_owed(level, int(i), {"owed": row(up["owed"], j)}, float(weights[j])) for j, i in enumerate(kids)
+            self.with_owed(level, int(kids[i]), {"owed": row(said["owed"], j)}, float(weights[i]))["owed"]
+            for j, i in enumerate(at)
         ]
-        return {**up, "owed": stack([o["owed"] for o in owed])}
+        return Up(len(kids), [(at, {**said, "owed": stack(owed)})])
 
     def _infos(self, depth: int, nodes: Ids, weight: npt.NDArray[np.float64], owner: Ids) -> list[Tensor]:
         """heard, total, share, round of every node [n]."""
@@ -207,60 +234,41 @@ class Vectorized(Engine):
         new_state: Tree = stack([{k: o.get(k, zeros(v)) for k, v in every.items()} for o in out])
         return new_state
 
-    def _devices(self, ids: Ids, messages: Tree, tick: int) -> tuple[Tree, Counts]:
-        up, states = self._map(ids, messages, self.round, tick)
-        for i, state in zip(ids, states, strict=True):
-            self.put_own(int(i), state)
+    def _devices(self, ids: Ids, down: Down, tick: int) -> tuple[Up, Counts]:
+        up, states = self._map(ids, down, self.round, tick)
+        for place, state in states.singles():
+            self.put_own(int(ids[place]), state)
         samples = self.plan.samples[ids].astype(np.float64)
         return up, np.stack([samples, np.ones(len(ids)), np.ones(len(ids))], 1)
 
     def visit_devices(self, devices: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, Tree]:
-        up, states = self._map(devices, messages, round_, tick)
-        return up, stack(states)
+        up, states = self._map(devices, Down(messages, np.arange(len(devices))), round_, tick)
+        return up.whole(), states.whole()
 
-    def _map(self, ids: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, list[Tree]]:
-        """Replies stacked in the order of ids, and new private states; one vmap per architecture, batch width and
-        chunk.
+    def _map(self, ids: Ids, down: Down, round_: int, tick: int) -> tuple[Up, Up]:
+        """Replies and new private states of devices."""
+        places = self._chunks(ids)
+        kinds = self._kinds(ids)
+        jobs = [Job(int(kinds[at[0]]), ids[at], down.owner[at], round_, tick) for at in places]
+        done = self.crew.visit(jobs, down.messages, lambda some: stack([self.own(int(i)) for i in some]))
+        ups, states = ([(at, visited[k]) for at, visited in zip(places, done, strict=True)] for k in (0, 1))
+        return Up(len(ids), ups), Up(len(ids), states)
+
+    def _kinds(self, ids: Ids) -> Ids:
+        return np.zeros(len(ids), np.int64) if self.kinds is None else self.kinds[ids]
+
+    def _chunks(self, ids: Ids) -> list[Ids]:
+        """Places of devices that are computed together: of one architecture and batch width, those with as many steps
+        side by side.
         """
-        kinds = np.zeros(len(ids), np.int64) if self.kinds is None else self.kinds[ids]
-        widths = np.array([self.plan.width(int(i)) for i in ids])
-        parts, places = [], []
-        states: list[Tree] = [{}] * len(ids)
+        kinds, widths, work = self._kinds(ids), self.plan.widths[ids], self.plan.work(ids, self.algorithm)
+        out = []
         for kind, width in sorted(set(zip(kinds.tolist(), widths.tolist(), strict=True))):
             same = np.flatnonzero((kinds == kind) & (widths == width))
-            for at in np.split(same, range(self.chunk, len(same), self.chunk)):
-                up, new = self._visit_chunk(kind, ids[at], row(messages, torch.as_tensor(at)), round_, tick)
-                for j, r in enumerate(at):
-                    states[r] = row(new, j)
-                parts.append(up)
-                places.append(at)
-        back = torch.as_tensor(np.argsort(np.concatenate(places)))
-        return row(tmap(lambda *t: torch.cat(t), *parts), back), states
-
-    def _visit_chunk(self, kind: int, ids: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, Tree]:
-        task, data = self.tasks[kind], self.plan.data(ids.tolist(), self.algorithm, round_, tick)
-        own = stack([self.own(int(i)) for i in ids])
-        device = vmap(
-            lambda m, s, *d: self.algorithm.device(task, m, s, Data(data.x, data.y, *d)._replace(ragged=data.ragged))
-        )
-        return device(messages, own, *data[2:-1])  # type: ignore[no-any-return]
-
-
-def _mean(n: int, burst: _Burst, up: Tree, weight: Weights) -> Tree:
-    """Weighted means of replies [H, ...] by their parent [n, ...]."""
-    own = torch.as_tensor(burst.owner)
-    part = torch.as_tensor(weight / np.maximum(np.bincount(burst.owner, weight, n), 1e-12)[burst.owner])
-
-    def mean(t: Tensor) -> Tensor:
-        shape = (-1, *[1] * (t.dim() - 1))
-        t = torch.where(part.view(shape).to(t.device) > 0, t, 0)  # what was lost may be anything
-        weighted = t * part.to(t.dtype).to(t.device).view(shape)
-        return torch.zeros(n, *t.shape[1:], dtype=weighted.dtype, device=t.device).index_add(
-            0, own.to(t.device), weighted
-        )
-
-    out: Tree = tmap(mean, up)
-    return out
+            same = same[np.argsort(-work[same], kind="stable")]
+            rounds = -(-len(same) // (self.chunk * self.crew.workers))
+            out += np.array_split(same, min(len(same), rounds * self.crew.workers))
+        return out
 
 
 def _means_of_chains(tier: Tier, burst: _Burst, up: Tree, weight: Weights) -> Tree:
@@ -272,12 +280,3 @@ def _means_of_chains(tier: Tier, burst: _Burst, up: Tree, weight: Weights) -> Tr
         out.append(mean_of_chain(tier, walk, replies) if heard else zeros(row(up, 0)))
     means: Tree = stack(out)
     return means
-
-
-def _spread(t: Tensor, places: Ids, n: int) -> Tensor:
-    """Rows at their places among n, zeros elsewhere."""
-    return (
-        t
-        if len(places) == n
-        else t.new_zeros(n, *t.shape[1:]).index_copy(0, torch.as_tensor(places, device=t.device), t)
-    )

@@ -15,6 +15,7 @@ from tierfed.algorithm import Algorithm
 from tierfed.data import Federation
 from tierfed.engine.evaluate import models
 from tierfed.errors import InputError, nearest
+from tierfed.evaluation import kind as kind_of
 from tierfed.export import onnx, tensors
 from tierfed.export.card import ModelCard
 from tierfed.export.check import Variant, compared, losses, refuse_other_predictions
@@ -24,7 +25,6 @@ from tierfed.kinds import default_model
 from tierfed.loop import open_run
 from tierfed.metrics import main_metric, write_atomic
 from tierfed.models import MODELS
-from tierfed.record import kind as kind_of
 from tierfed.result import Result
 from tierfed.session import on_disk
 from tierfed.tree import Params

@@ -1,14 +1,16 @@
 """The charts of one run. Each function gives None where the run logged nothing to show."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from tierfed.data.dataset import evenly
 from tierfed.metrics import Floats, summarize
 from tierfed.report.colors import PALETTE
-from tierfed.report.load import Devices, RunFolder
+from tierfed.report.load import MAX_DEVICES, Devices, RunFolder
 from tierfed.report.style import (
     HEAT,
     MODEL_COLORS,
@@ -25,7 +27,7 @@ from tierfed.report.style import (
     score_axis,
     thin,
 )
-from tierfed.report.words import BAND, MODEL_NAMES, capped, metric_name, score
+from tierfed.report.words import BAND, INTERVAL, MODEL_NAMES, capped, metric_name, score, within
 
 MAX_LINES = 100
 
@@ -34,14 +36,15 @@ def learning(run: RunFolder, metric: str) -> Chart | None:
     """One metric over rounds: a line (weighted mean) and a band (10th to 90th percentile of the devices) a model."""
     traces: list[Any] = []
     columns: dict[str, dict[int, float]] = {}
+    halves: dict[str, dict[int, float]] = {}
     for model in run.models:
-        panel = run.scores(model, metric)
-        if not panel.values.size:
+        found = run.scores(model, metric)
+        if not found:
             continue
-        keep = thin(len(panel.rounds))
-        rounds, values = panel.rounds[keep].tolist(), panel.values[keep]
-        mean = [summarize(v, run.devices.test)["weighted"] for v in values]
-        columns[model] = dict(zip(rounds, mean, strict=True))
+        rounds = [list(found)[i] for i in thin(len(found)).tolist()]
+        values = [found[r].values for r in rounds]
+        mean = [summarize(v, run.devices.test[i])["weighted"] for i, v in (found[r] for r in rounds)]
+        columns[model], halves[model] = dict(zip(rounds, mean, strict=True)), run.margins(model, metric)
         color = MODEL_COLORS[model]
         traces += band(rounds, *percentiles(values), color, model)
         line = {"color": color, "dash": MODEL_DASHES[model], "width": 2}
@@ -58,8 +61,8 @@ def learning(run: RunFolder, metric: str) -> Chart | None:
     if not traces:
         return None
     rounds = sorted({r for column in columns.values() for r in column})
-    rows = [[str(r), *(score(columns[m].get(r), metric) for m in columns)] for r in rounds]
-    last = "; ".join(f"{MODEL_NAMES[m]} {score(c[max(c)], metric)}" for m, c in columns.items())
+    rows = [[str(r), *(within(columns[m].get(r), halves[m].get(r), metric) for m in columns)] for r in rounds]
+    last = "; ".join(f"{MODEL_NAMES[m]} {within(c[max(c)], halves[m].get(max(c)), metric)}" for m, c in columns.items())
     return chart(
         f"{metric_name(metric).capitalize()} over rounds",
         traces,
@@ -67,7 +70,8 @@ def learning(run: RunFolder, metric: str) -> Chart | None:
         y=axis_name(metric),
         alt=f"Line chart of the {metric_name(metric)} of each model over {len(rounds)} evaluated rounds. Last: {last}.",
         data=capped(("round", *(MODEL_NAMES[m] for m in columns)), rows),
-        note=f"Line: mean over devices, weighted by test samples. Band: {BAND} of the devices.{direction(metric)}",
+        note=f"Line: mean over devices, weighted by test samples. Band: {BAND} of the devices.{direction(metric)}"
+        + (f" {_drawn(run)}" if any(halves.values()) else ""),
         layout={"yaxis": score_axis(metric)},
     )
 
@@ -75,15 +79,17 @@ def learning(run: RunFolder, metric: str) -> Chart | None:
 def per_device(run: RunFolder) -> Chart | None:
     """The headline metric of every device in the last round: a box and all points a model."""
     scores = {m: run.last_scores(m) for m in run.models}
-    scores = {m: v for m, v in scores.items() if not np.isnan(v).all()}
+    scores = {m: s for m, s in scores.items() if not np.isnan(s.values).all()}
     if not scores:
         return None
     names = run.devices.names
+    cells = {m: dict(zip(s.devices.tolist(), s.values.tolist(), strict=True)) for m, s in scores.items()}
+    shown = sorted(set().union(*cells.values()))
     traces = [
         go.Box(
-            y=plain(values),
+            y=plain(s.values),
             name=MODEL_NAMES[m].replace(", ", ",<br>"),
-            text=safe(names),
+            text=safe(names[i] for i in s.devices.tolist()),
             boxpoints="all",
             jitter=0.5,
             pointpos=0,
@@ -92,17 +98,18 @@ def per_device(run: RunFolder) -> Chart | None:
             fillcolor="rgba(128,128,128,0.10)",
             hovertemplate="%{text}: %{y}<extra></extra>",
         )
-        for m, values in scores.items()
+        for m, s in scores.items()
     ]
-    rows = [[n, *(score(float(v[i]), run.metric) for v in scores.values())] for i, n in enumerate(names)]
+    rows = [[names[i], *(score(c.get(i), run.metric) for c in cells.values())] for i in shown]
     return chart(
         f"{metric_name(run.metric).capitalize()} of each device",
         traces,
         x="model",
         y=axis_name(run.metric),
-        alt=f"Box plot with one point for each of {len(names)} devices, for each model, in the last evaluated round.",
+        alt=f"Box plot with one point for each of {len(shown)} devices, for each model, in the last evaluated round.",
         data=capped(("device", *(MODEL_NAMES[m] for m in scores)), rows, 200),
-        note=f"Each point is a device on its own test set. Point at one to see its name.{direction(run.metric)}",
+        note=f"Each point is a device on its own test set. Point at one to see its name.{direction(run.metric)}"
+        + (f" A {run.sample}." if run.sample else ""),
         layout={"yaxis": score_axis(run.metric), "hovermode": "closest", "showlegend": False},
     )
 
@@ -225,11 +232,15 @@ def holdings(run: RunFolder) -> Chart:
 
 
 def holdings_of(devices: Devices) -> Chart:
-    """Training samples for each label and device, or for each device where there are no labels."""
-    order = sorted(range(len(devices.names)), key=lambda i: devices.teams[i])
+    """Training samples for each label and device, or for each device where there are no labels; of many devices
+    some, evenly taken.
+    """
+    known = np.flatnonzero(devices.counts.any(1)) if devices.counts.any() else np.arange(len(devices.names))
+    drawn = known[evenly(len(known), MAX_DEVICES)].tolist()
+    order = sorted(drawn, key=lambda i: devices.teams[i])
     names, teams = [devices.names[i] for i in order], [devices.teams[i] for i in order]
     shown = [f"{t} / {n}" if t else n for n, t in zip(safe(names), safe(teams), strict=True)]
-    labels = devices.counts.shape[1]
+    labels, among = devices.counts.shape[1], f" of {len(devices.names)}" if len(names) < len(devices.names) else ""
     if labels:
         counts = devices.counts[order]
         traces: list[Any] = [
@@ -258,7 +269,8 @@ def holdings_of(devices: Devices) -> Chart:
         x="device, by team" if any(teams) else "device",
         y="label" if labels else "training samples",
         alt=f"{'Heat map of training samples per label' if labels else 'Bar chart of training samples'} for "
-        f"{len(names)} devices; {int(devices.train.sum())} training samples in all.",
+        f"{len(names)} devices{among}; {int(devices.train.sum())} training samples in all.",
+        note=f"{len(names)} devices{among} are drawn, evenly taken." if among else "",
         data=capped(headers if labels else headers[:-1], rows if labels else [r[:-1] for r in rows], 200, 2),
         height=min(max(240, 22 * labels + 140), 560),
         layout={
@@ -269,8 +281,14 @@ def holdings_of(devices: Devices) -> Chart:
     )
 
 
-def percentiles(values: Floats) -> tuple[Floats, Floats]:
+def _drawn(run: RunFolder) -> str:
+    drawn = int(run.setting("eval", "devices", 0))
+    return f"Each evaluation drew {drawn:,} of {len(run.devices.names):,} devices; the table has {INTERVAL}."
+
+
+def percentiles(values: Iterable[Floats]) -> tuple[Floats, Floats]:
     """The 10th and 90th percentile over devices in each round, [R] each."""
+    values = list(values)
     low = [summarize(v, np.isfinite(v))["p10"] for v in values]
     high = [summarize(v, np.isfinite(v), higher_is_better=False)["p10"] for v in values]
     return np.array(low), np.array(high)

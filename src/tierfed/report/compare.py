@@ -118,8 +118,8 @@ def per_device(grid: GridFolder) -> Chart | None:
         scores = [(m, m.run.last_scores(own_model(m.run))) for m in members]
         if not scores:
             continue
-        values = np.concatenate([v for _, v in scores])
-        names = [f"{n}, seed {m.run.seed}" for m, _ in scores for n in m.run.devices.names]
+        values = np.concatenate([s.values for _, s in scores])
+        names = [f"{m.run.devices.names[i]}, seed {m.run.seed}" for m, s in scores for i in s.devices.tolist()]
         traces.append(
             go.Box(
                 y=plain(values),
@@ -147,7 +147,8 @@ def per_device(grid: GridFolder) -> Chart | None:
         alt="Box plot with one point for each device and seed, for each algorithm, in the last evaluated round.",
         data=capped(("algorithm", "points", "lowest", "1st quarter", "median", "3rd quarter", "highest"), rows),
         note="The personal model after training; the team or global one where an algorithm has no personal model."
-        + direction(grid.metric),
+        + direction(grid.metric)
+        + (f" A {grid.sample}." if grid.sample else ""),
         height=420,
         layout={"yaxis": score_axis(grid.metric), "hovermode": "closest", "showlegend": False},
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tierfed.errors import InputError
-from tierfed.metrics import Floats, gain, summarize
+from tierfed.metrics import Floats, confidence, gain
 from tierfed.report.load import RunFolder, read_json
 
 BASELINE = "local"
@@ -33,6 +33,8 @@ class Column(NamedTuple):
     metric: str
     higher: bool | None
     value: Callable[[Member], float | None]
+    margin: Callable[[Member], float | None] | None = None
+    """Half width of its 95 % confidence interval, where a sample of the devices was evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,24 +99,41 @@ class GridFolder:
         """The seeds, sorted."""
         return tuple(sorted({m.run.seed for m in self.members}))
 
+    @property
+    def sample(self) -> str:
+        """What the last evaluations drew, in words; empty: all devices."""
+        return " and ".join(sorted({m.run.sample for m in self.members} - {""}))
+
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The numbers to compare, in the order of the table."""
         metric, higher = self.metric, self.members[0].run.higher_is_better
         side = "10th percentile" if higher else "90th percentile"
-        stage = (Column("personalized", "after personalization", metric, higher, _personalized),) * any(
-            m.run.later is not None for m in self.members
-        )
+        stage = (
+            Column("personalized", "after personalization", metric, higher, _personalized, _half_personalized),
+        ) * any(m.run.later is not None for m in self.members)
         return (
-            Column("global", "global", metric, higher, lambda m: _weighted(m, "global")),
+            Column("global", "global", metric, higher, lambda m: _weighted(m, "global"), lambda m: _half(m, "global")),
             Column(
-                "personal_post", "personal, after training", metric, higher, lambda m: _weighted(m, "personal_post")
+                "personal_post",
+                "personal, after training",
+                metric,
+                higher,
+                lambda m: _weighted(m, "personal_post"),
+                lambda m: _half(m, "personal_post"),
             ),
-            Column("personal_pre", "personal, before training", metric, higher, lambda m: _weighted(m, "personal_pre")),
+            Column(
+                "personal_pre",
+                "personal, before training",
+                metric,
+                higher,
+                lambda m: _weighted(m, "personal_pre"),
+                lambda m: _half(m, "personal_pre"),
+            ),
             *stage,
             Column("p10", side, metric, higher, lambda m: _own(m, "p10")),
             Column("worst", "worst 10 % of devices", metric, higher, lambda m: _own(m, "worst")),
-            Column("gain", "gain over local-only", metric, True, _gain),
+            Column("gain", "gain over local-only", metric, True, _gain, _half_gain),
             Column("bytes", "traffic", "bytes", None, lambda m: m.run.total_bytes),
             Column("joules", "energy", "joules", None, lambda m: m.run.total("cloud", "joules")),
         )
@@ -142,7 +161,8 @@ def own_model(run: RunFolder) -> str:
 
 
 def gains(member: Member) -> Floats | None:
-    """How much better each device does than the same device in the local-only run of the same seed, [N], or None.
+    """How much better each device that both runs have evaluated does than in the local-only run of the same seed, or
+    None.
 
     :raises InputError: the two runs have different devices
     """
@@ -154,7 +174,9 @@ def gains(member: Member) -> Floats | None:
             f"{member.name} and its local-only run have different devices, wanted the same; "
             "compare runs with the same data and seed"
         )
-    return gain(run.last_scores(own_model(run)), base.last_scores(own_model(base)), run.higher_is_better)
+    mine, theirs = run.last_scores(own_model(run)), base.last_scores(own_model(base))
+    _, i, j = np.intersect1d(mine.devices, theirs.devices, assume_unique=True, return_indices=True)
+    return gain(mine.values[i], theirs.values[j], run.higher_is_better) if len(i) else None
 
 
 def _weighted(member: Member, model: str) -> float | None:
@@ -174,7 +196,23 @@ def _own(member: Member, statistic: str) -> float | None:
 
 def _gain(member: Member) -> float | None:
     each = None if member.run is member.baseline else gains(member)
-    return None if each is None else summarize(each, member.run.devices.test)["mean"]
+    return None if each is None else float(each.mean())
+
+
+def _half(member: Member, model: str) -> float | None:
+    return member.run.statistics(model).get("weighted_ci95") if model in member.run.models else None
+
+
+def _half_personalized(member: Member) -> float | None:
+    later = member.run.later
+    return None if later is None else later.statistics(own_model(later)).get("weighted_ci95")
+
+
+def _half_gain(member: Member) -> float | None:
+    """Of devices that both runs have drawn, or that the one did where the other had all."""
+    each = None if member.run is member.baseline else gains(member)
+    sampled = member.run.sampled or (member.baseline is not None and member.baseline.sampled)
+    return confidence(each, len(member.run.devices.names)) if each is not None and sampled else None
 
 
 def _differing(runs: dict[str, RunFolder]) -> dict[str, tuple[Setting, ...]]:

@@ -4,10 +4,13 @@ import json
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 from tierfed.data import Federation
+from tierfed.data.dataset import evenly
 from tierfed.errors import InputError
 from tierfed.metrics import write_atomic
-from tierfed.report.load import Devices
+from tierfed.report.load import MAX_DEVICES, Devices
 
 
 def write_holdings(federation: Federation, path: Path) -> Path:
@@ -36,7 +39,10 @@ def devices_of(federation: Federation) -> Devices:
     natural = federation.natural
     teams = [""] * len(federation) if natural is None else [federation.teams[t] for t in natural]
     sizes = (federation.sizes("train"), federation.sizes("val"), federation.sizes("test"))
-    return Devices(federation.devices, tuple(teams), *sizes, federation.label_counts())
+    counts = np.zeros((len(federation), len(federation.classes)), np.int64)
+    drawn = evenly(len(federation), MAX_DEVICES)  # the others are not in the chart
+    counts[drawn] = federation.label_counts(devices=drawn)
+    return Devices(tuple(federation.devices), tuple(teams), *sizes, counts)
 
 
 def _page(federation: Federation, name: str) -> str:

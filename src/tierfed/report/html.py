@@ -19,7 +19,7 @@ from tierfed.report.load import RunFolder
 from tierfed.report.stages import before_and_after, origin
 from tierfed.report.style import Chart
 from tierfed.report.tables import comparison_cell, summary_grid
-from tierfed.report.words import MODEL_NAMES, NONE, Grid, amount, duration, metric_name, score
+from tierfed.report.words import INTERVAL, MODEL_NAMES, NONE, Grid, amount, duration, metric_name, score, within
 
 MAX_EMBEDDED = 24
 MAX_LAYERS = 8
@@ -96,6 +96,7 @@ def _run_page(run: RunFolder, out: Path) -> dict[str, Any]:
             f"{run.last_round} round{'s' * (run.last_round != 1)}",
             f"seed {run.seed}",
             run.ended,
+            *([f"evaluated on a {run.sample}"] if run.sample else []),
             *origin(run),
         ],
         "tiles": _run_tiles(run),
@@ -127,8 +128,11 @@ def _run_tiles(run: RunFolder) -> list[Tile]:
     for model in ("global", "personal_post"):
         if model in run.models:
             statistics = run.statistics(model)
-            hint = f"{metric_name(run.metric)}, mean weighted by test samples"
-            tiles.append(Tile(MODEL_NAMES[model], score(statistics["weighted"], run.metric), hint))
+            hint = f"{metric_name(run.metric)}, mean weighted by test samples" + (
+                f", {run.sample}" if run.sample else ""
+            )
+            value = within(statistics["weighted"], statistics.get("weighted_ci95"), run.metric)
+            tiles.append(Tile(MODEL_NAMES[model], value, hint))
     for model in [m for m in ("personal_post", "global") if m in run.models][:1]:
         value = score(run.statistics(model)["worst"], run.metric)
         tiles.append(Tile("worst 10 % of devices", value, f"mean, {MODEL_NAMES[model]}"))
@@ -158,6 +162,10 @@ def _grid_page(grid: GridFolder, out: Path) -> dict[str, Any]:
         "one after training, or the team or global one where there is none. The gain is the mean over devices of the "
         "difference to the same device in the local-only run of the same seed."
     )
+    if grid.sample:
+        note += (
+            f" Evaluated on a {grid.sample}, where a label has one run {INTERVAL}; gains are over those that both drew."
+        )
     links = {m.name: _link(m, out) for m in grid.members if (m.run.path / "report.html").exists()}
     runs = Grid(
         ("run", "algorithm", "how it ended", "seed", "rounds"),

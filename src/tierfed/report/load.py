@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tierfed.config import STAGE
 from tierfed.errors import InputError
-from tierfed.metrics import METRICS, MODELS, TIES, Floats, higher_is_better, main_metric, summarize
+from tierfed.metrics import METRICS, MODELS, TIES, Floats, Scores, higher_is_better, main_metric, summarize
 
 Ints = npt.NDArray[np.int64]
 Direction = Literal["down", "up"]
@@ -35,6 +35,9 @@ DEVICES = pa.schema(
 )
 """The columns of `devices.parquet`, one device a row."""
 
+MAX_DEVICES = 500
+"""Devices in a chart that draws every one of them; of more some are taken, evenly."""
+
 # what cost accounting writes beside the traces of the algorithm, with an empty model name as well
 _COSTS = ("round_seconds", "clock_seconds", "joules", "compute_seconds", "compute_joules", "edge_seconds")
 
@@ -48,7 +51,9 @@ class Panel(NamedTuple):
 
 
 class Devices(NamedTuple):
-    """The devices of a run, N of them: names, initial teams ("" if flat), sample counts [N], label counts [N, L]."""
+    """The devices of a run, N of them: names, initial teams ("" if flat), sample counts [N], label counts [N, L]; of
+    many devices some have label counts, the others zeros.
+    """
 
     names: tuple[str, ...]
     teams: tuple[str, ...]
@@ -156,6 +161,14 @@ class RunFolder:
     def _panel(self, tier: str, metric: str, model: str, split: str) -> Panel:
         table = self._rows(tier, metric, model, split)
         names = self.devices.names if tier == "device" else tuple(sorted(set(table["node"].to_pylist())))
+        column = self._places(table, metric, names)
+        rounds, row = np.unique(table["round"].to_numpy().astype(np.int64), return_inverse=True)
+        values = np.full((len(rounds), len(names)), np.nan)
+        values[row, column] = table["value"].to_numpy()
+        return Panel(rounds, names, values)
+
+    def _places(self, table: pa.Table, metric: str, names: tuple[str, ...]) -> Ints:
+        """The places of the nodes of a table among some names."""
         column = pc.index_in(table["node"], value_set=pa.array(names, pa.string())).fill_null(-1).to_numpy()
         if (column < 0).any():
             stranger = table["node"][int(np.argmin(column))].as_py()
@@ -163,35 +176,71 @@ class RunFolder:
                 f"{self.path / 'metrics.parquet'} holds {metric} of device {stranger!r}, which devices.parquet does "
                 "not list; the files come from different runs: run again into an empty folder"
             )
-        rounds, row = np.unique(table["round"].to_numpy().astype(np.int64), return_inverse=True)
-        values = np.full((len(rounds), len(names)), np.nan)
-        values[row, column] = table["value"].to_numpy()
-        return Panel(rounds, names, values)
+        places: Ints = column.astype(np.int64)
+        return places
 
-    def scores(self, model: str, metric: str = "") -> Panel:
-        """One metric (the headline metric by default) of a model on each device's test set, over rounds."""
-        return self.panel("device", metric or self.metric, model, "test")
+    def scores(self, model: str, metric: str = "") -> dict[int, Scores]:
+        """One metric (the headline metric by default) of a model on each device's test set: evaluated round -> scores
+        of the devices that were evaluated.
 
-    def last_scores(self, model: str) -> Floats:
-        """The headline metric of a model on each device in the last evaluated round, [N]; NaN where there is none."""
-        values = self.scores(model).values
-        return values[-1] if len(values) else np.full(len(self.devices.names), np.nan)
+        :raises InputError: a device that `devices.parquet` does not list
+        """
+        key = (model, metric or self.metric)
+        if key not in self._scores:
+            table = self._rows("device", key[1], model, "test")
+            places, rounds = self._places(table, key[1], self.devices.names), table["round"].to_numpy()
+            order = np.lexsort((places, rounds))
+            found, begin = np.unique(rounds[order], return_index=True)
+            parts = (np.split(a[order], begin[1:]) for a in (places, table["value"].to_numpy()))
+            each = [Scores(*pair) for pair in zip(*parts, strict=True)]
+            self._scores[key] = dict(zip(found.tolist(), each, strict=False))  # no rounds: one empty part
+        return self._scores[key]
+
+    @cached_property
+    def _scores(self) -> dict[tuple[str, str], dict[int, Scores]]:
+        return {}
+
+    def last_scores(self, model: str) -> Scores:
+        """The headline metric of a model on the devices of the last evaluated round."""
+        found = self.scores(model)
+        return found[max(found)] if found else Scores(np.zeros(0, np.int64), np.zeros(0))
 
     def curve(self, model: str, metric: str = "") -> tuple[Ints, Floats]:
         """The mean over devices, weighted by test samples, in each evaluated round: rounds [R] and values [R]."""
-        panel = self.scores(model, metric)
-        means = [summarize(values, self.devices.test)["weighted"] for values in panel.values]
-        return panel.rounds, np.array(means)
+        found = self.scores(model, metric)
+        means = [summarize(values, self.devices.test[places])["weighted"] for places, values in found.values()]
+        return np.array(list(found), np.int64), np.array(means)
+
+    def margins(self, model: str, metric: str = "") -> dict[int, float]:
+        """Evaluated round -> half width of the 95 % confidence interval of `curve`; of samples of the devices alone."""
+        panel = self.panel("cloud", f"{metric or self.metric}/weighted_ci95", model, "test")
+        return dict(zip(panel.rounds.tolist(), panel.values[:, 0].tolist(), strict=True)) if panel.values.size else {}
 
     def statistics(self, model: str) -> dict[str, float]:
         """The statistics of the headline metric over devices in the last evaluated round, as `metrics.summarize` names
-        them, with `worst_device` and, where a baseline was known, `gain`."""
-        values = self.last_scores(model)
-        statistics = summarize(values, self.devices.test, higher_is_better=self.higher_is_better)
-        one = summarize(values, self.devices.test, 0.0, self.higher_is_better)
-        statistics["worst_device"] = one["worst"]
-        gains = self.panel("cloud", f"{self.metric}/gain", model, "test").values
-        return statistics | ({"gain": float(gains[-1, 0])} if gains.size else {})
+        them, with `worst_device`; where a baseline was known, `gain`; of a sample of the devices, half widths of 95 %
+        confidence intervals: `weighted_ci95`, `ci95` of the mean, `gain_ci95`."""
+        places, values = self.last_scores(model)
+        samples = self.devices.test[places]
+        statistics = summarize(values, samples, higher_is_better=self.higher_is_better)
+        statistics["worst_device"] = summarize(values, samples, 0.0, self.higher_is_better)["worst"]
+        last = max(self.scores(model), default=0)
+        for name in ("gain", "gain_ci95", "weighted_ci95", "ci95"):
+            panel = self.panel("cloud", f"{self.metric}/{name}", model, "test")
+            if panel.values.size and panel.rounds[-1] == last:
+                statistics[name] = float(panel.values[-1, 0])
+        return statistics
+
+    @cached_property
+    def sampled(self) -> int:
+        """How many devices the last evaluation has drawn; 0: it was of all."""
+        logged = any("ci95" in self.statistics(m) for m in self.models)
+        return int(self.setting("eval", "devices", 0)) if logged else 0
+
+    @property
+    def sample(self) -> str:
+        """The same in words; empty: the last evaluation was of all devices."""
+        return f"sample of {self.sampled:,} of {len(self.devices.names):,} devices" if self.sampled else ""
 
     def cost(self, tier: str, metric: str) -> Panel:
         """A cost over rounds: of each link (tier "link"), of the cloud, or summed over devices (tier "device")."""
@@ -310,16 +359,17 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _devices(path: Path) -> Devices:
-    table = _table(path, DEVICES).to_pydict()
-    names = tuple(table["device"])
+    table = _table(path, DEVICES)
+    names, teams = tuple(table["device"].to_pylist()), tuple(t or "" for t in table["team"].to_pylist())
     if not names or len(set(names)) < len(names):
         raise ValueError("no devices" if not names else "a device is listed twice")
-    width = max(len(c or ()) for c in table["counts"])
+    width = pc.max(pc.list_value_length(table["counts"])).as_py() or 0
     counts = np.zeros((len(names), width), np.int64)
-    for row, count in zip(counts, table["counts"], strict=True):
-        row[: len(count or ())] = count or ()
-    train, val, test = (np.asarray(table[key], np.int64) for key in ("train", "val", "test"))
-    return Devices(names, tuple(t or "" for t in table["team"]), train, val, test, counts)
+    known = np.flatnonzero(table["counts"].is_valid().to_numpy(zero_copy_only=False))
+    for i, count in zip(known, table["counts"].drop_null().to_pylist(), strict=True):
+        counts[i, : len(count)] = count
+    train, val, test = (table[key].to_numpy().astype(np.int64) for key in ("train", "val", "test"))
+    return Devices(names, teams, train, val, test, counts)
 
 
 def _events(path: Path) -> tuple[dict[str, Any], ...]:

@@ -2,7 +2,7 @@
 
 from tierfed.metrics import MODELS
 from tierfed.report.load import RunFolder
-from tierfed.report.words import MODEL_NAMES, NONE, Grid, amount, duration, score
+from tierfed.report.words import INTERVAL, MODEL_NAMES, NONE, Grid, amount, duration, score, within
 
 
 def before_and_after(run: RunFolder, later: RunFolder) -> Grid:
@@ -12,14 +12,17 @@ def before_and_after(run: RunFolder, later: RunFolder) -> Grid:
     for model in (m for m in MODELS if m in run.models or m in later.models):
         row = [MODEL_NAMES[model]]
         for key in ("weighted", "worst"):
-            values = [r.statistics(model)[key] if model in r.models else None for r in (run, later)]
-            before, after = values
+            found = [r.statistics(model) if model in r.models else {} for r in (run, later)]
+            before, after = (s.get(key) for s in found)
+            halves = [s.get("weighted_ci95") if key == "weighted" else None for s in found]
             change = None if before is None or after is None else after - before
-            row += [score(before, run.metric), score(after, run.metric), score(change, run.metric, signed=True)]
+            row += [within(v, half, run.metric) for v, half in zip((before, after), halves, strict=True)]
+            row += [score(change, run.metric, signed=True)]
         rows.append(row)
     first, second = run.algorithm, later.algorithm
     headers = ("model", first, second, "change", f"worst 10 %, {first}", f"worst 10 %, {second}", "change")
-    return Grid(headers, rows, f"{_cost(run)} Then {later.ended}: {_cost(later)}")
+    drawn = f" Evaluated on a {run.sample or later.sample}; {INTERVAL}." if run.sample or later.sample else ""
+    return Grid(headers, rows, f"{_cost(run)} Then {later.ended}: {_cost(later)}{drawn}")
 
 
 def _cost(run: RunFolder) -> str:

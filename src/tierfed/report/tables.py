@@ -11,7 +11,10 @@ from tierfed.config import STAGE
 from tierfed.errors import InputError
 from tierfed.report.grid import Column, GridFolder
 from tierfed.report.load import RunFolder, finite
-from tierfed.report.words import MODEL_NAMES, Grid, amount, metric_name, score, spread
+from tierfed.report.words import INTERVAL, MODEL_NAMES, Grid, amount, metric_name, spread, within
+
+MARGINS = {"weighted": "weighted_ci95", "mean": "ci95", "gain": "gain_ci95"}
+"""Statistics of `RunFolder.statistics` and the half widths of their confidence intervals."""
 
 
 def read(folder: Path) -> RunFolder | GridFolder:
@@ -33,15 +36,20 @@ def summary_grid(run: RunFolder) -> Grid:
     if any("gain" in s for s in statistics.values()):
         keys, titles = [*keys, "gain"], [*titles, "gain over local-only"]
     rows = [
-        [MODEL_NAMES[m], *(score(s.get(k), run.metric, signed=k == "gain") for k in keys)]
+        [MODEL_NAMES[m], *(within(s.get(k), s.get(MARGINS.get(k, "")), run.metric, signed=k == "gain") for k in keys)]
         for m, s in statistics.items()
     ]
-    return Grid(("model", *titles), rows)
+    return Grid(("model", *titles), rows, f"{run.sample.capitalize()}; {INTERVAL}." if run.sample else "")
 
 
 def comparison_cell(grid: GridFolder, label: str, column: Column) -> str:
-    """One cell of the comparison: mean ± standard deviation over seeds."""
+    """One cell of the comparison: mean ± standard deviation over seeds; of one run that was evaluated on a sample of
+    its devices, ± half the width of the confidence interval."""
     values = grid.values(label, column)
+    members = grid.of_label(label)
+    half = column.margin(members[0]) if column.margin is not None and len(members) == 1 else None
+    if half is not None:
+        return within(column.value(members[0]), half, column.metric, signed=column.key == "gain")
     if column.higher is not None:
         return spread(values, column.metric, signed=column.key == "gain")
     known = values[~np.isnan(values)]
@@ -57,6 +65,7 @@ def summary_table(folder: Path) -> Table:
     if isinstance(found, RunFolder):
         grid = summary_grid(found)
         title = f"{found.algorithm} on {found.source}, seed {found.seed}: {metric_name(found.metric)}, {found.ended}"
+        title += f"; {found.sample}, {INTERVAL}" if found.sample else ""
         table = Table(title=Text(title), title_justify="left")
         for number, header in enumerate(grid.headers):
             table.add_column(header, justify="right" if number else "left")
@@ -68,7 +77,7 @@ def summary_table(folder: Path) -> Table:
                 table.add_row(Text(f"{found.later.algorithm}: {name}"), *map(Text, row[: len(grid.headers) - 1]))
         return table
     seeds = ", ".join(map(str, found.seeds))
-    title = f"{metric_name(found.metric)}, mean ± std over seeds {seeds}"
+    title = f"{metric_name(found.metric)}, mean ± std over seeds {seeds}{'; ' * bool(found.sample)}{found.sample}"
     table = Table(title=Text(title), title_justify="left")
     table.add_column("algorithm")
     for column in found.columns:
@@ -105,6 +114,7 @@ def _run_summary(run: RunFolder) -> dict[str, Any]:
         "data": run.source,
         "seed": run.seed,
         "devices": len(run.devices.names),
+        "evaluated_devices": run.sampled or len(run.devices.names),
         "teams": len(run.teams),
         "rounds": run.last_round,
         "ended": run.ended,

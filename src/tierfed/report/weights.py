@@ -76,12 +76,14 @@ def last_weights(run: RunFolder, most: int = MOST) -> LastWeights | None:
 
 def label_shares(run: RunFolder, members: tuple[str, ...]) -> Floats | None:
     """The share of each label among the training samples of some devices [n, labels]; None: not all are devices, or
-    there are no labels.
+    there are no labels, or they were not counted.
     """
     place = {name: i for i, name in enumerate(run.devices.names)}
     if not run.devices.counts.shape[1] or any(m not in place for m in members):
         return None
     counts = run.devices.counts[[place[m] for m in members]].astype(np.float64)
+    if not counts.any(1).all():
+        return None
     shares: Floats = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return shares
 

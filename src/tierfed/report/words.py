@@ -10,6 +10,7 @@ from tierfed.metrics import Floats
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
+INTERVAL = "± half the width of the 95 % confidence interval for the mean over all devices"
 BAND = "10th\N{EN DASH}90th percentile"
 
 MODEL_NAMES = {
@@ -54,6 +55,18 @@ def score(value: float | None, metric: str, signed: bool = False) -> str:
         return "not finite"
     text = f"{value:{'+' * signed}.1%}".replace("%", " %") if metric == "accuracy" else f"{value:{'+' * signed}.4g}"
     return text.replace("-", MINUS, 1) if text.startswith("-") else text
+
+
+def within(value: float | None, half: float | None, metric: str, signed: bool = False) -> str:
+    """A score with the half width of its confidence interval, where there is one.
+
+    >>> within(0.8125, 0.0123, "accuracy"), within(12.3456, 0.5, "abs_error"), within(0.5, None, "accuracy")
+    ('81.2 % ± 1.2', '12.35 ± 0.5', '50.0 %')
+    """
+    text = score(value, metric, signed)
+    if half is None or not math.isfinite(half) or value is None or not math.isfinite(value):
+        return text
+    return f"{text} ± {half * 100:.1f}" if metric == "accuracy" else f"{text} ± {half:.2g}"
 
 
 def amount(value: float | None, unit: str) -> str:

@@ -136,7 +136,7 @@ def _case(source: str, name: str) -> Case:
 
 def spread(model: str, run: RunFolder) -> float:
     """The standard deviation over clients of a model's accuracy in points, after the last round."""
-    return 100 * float(np.nanstd(run.last_scores(model)))
+    return 100 * float(np.nanstd(run.last_scores(model).values))
 
 
 def payload(run: RunFolder) -> float:

@@ -179,7 +179,7 @@ def _clients(values: Mapping[str, Sequence[float]]) -> list[str]:
 def clients(models: Models, runs: Runs) -> dict[str, list[float]]:
     """Percent right of every client of every seed, by method; methods without runs are left out."""
     values = {
-        method: [100 * float(v) for run in runs[case] for v in run.last_scores(model) if math.isfinite(v)]
+        method: [100 * float(v) for run in runs[case] for v in run.last_scores(model).values if math.isfinite(v)]
         for method, (case, model) in models.items()
         if runs.get(case)
     }

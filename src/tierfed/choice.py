@@ -1,0 +1,208 @@
+"""How the visits of a run are computed: with which kernel, by how many processes, how many devices at once."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tierfed.config import EngineSettings
+from tierfed.engine import Engine, Vectorized
+from tierfed.engine.evaluate import message_to
+from tierfed.engine.visits import Job, Workplace
+from tierfed.errors import InputError
+from tierfed.kernels import BATCHED, KERNELS, equipped, refusal
+from tierfed.metrics import write_atomic
+from tierfed.plan import Plan
+from tierfed.task import Task
+from tierfed.tree import nbytes, stack
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CACHE_BYTES, _GPU_BYTES = 13 << 18, 1 << 30  # a processor's second cache and a half; a small part of a GPU
+_MOST_AT_ONCE, _IN_TURN = 256, 8
+_FLOPS, _STEP_SECONDS = 2e10, 2e-4  # of one core, roughly: what decides whether processes or a trial pay
+_CREW_SECONDS, _TRIAL_SECONDS = 20.0, 60.0
+_TRIAL_STEPS, _TRIALS = 4, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What `Vectorized` computes visits with."""
+
+    kernel: str = "vmap"
+    chunk: int = 16
+    """Devices at once."""
+    workers: int = 1
+    bf16: bool = False
+    why: str = ""
+    gave_way: bool = False
+    """Whether the config asks for a kernel that cannot run here."""
+
+
+def possible(tasks: Sequence[Task], device: torch.device) -> dict[str, str]:
+    """Every kernel, and why it cannot run one of the models here; empty: it can."""
+    return {name: next(filter(None, (refusal(name, t, device) for t in tasks)), "") for name in KERNELS}
+
+
+def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = "") -> Choice:
+    """The choice by rule, or as the config has it; what takes longer than a minute is worth a trial, see `tried`.
+
+    :param kernel: of the run that goes on
+    :raises InputError: bf16 with a kernel that has none, or processes on a GPU
+    """
+    tasks, device = engine.tasks, engine.plan.x.device
+    refused = possible(tasks, device)
+    name, why = _rule(tasks, device, refused)
+    wanted = kernel or (settings.kernel if settings.kernel != "auto" else "")
+    gave_way = bool(wanted and refused[wanted])
+    if gave_way:
+        why = f"engine.kernel = {wanted!r} cannot run here: {refused[wanted]}; {name} in its place"
+    elif wanted:
+        name, why = wanted, "as the run began" if kernel else "engine.kernel"
+    seconds = rounds * _round_seconds(engine)
+    if settings.bf16 and name != "loop":
+        raise InputError(
+            f"engine.bf16 goes with the kernel 'loop' alone, and this model is trained with {name!r} ({why}); set "
+            "engine.kernel = 'loop', or leave bf16 out"
+        )
+    if device.type == "cuda" and settings.workers > 1:
+        raise InputError(
+            f"engine.workers = {settings.workers}, but a GPU is shared by no processes; leave workers out, or set "
+            "run.device = 'cpu'"
+        )
+    crew = device.type == "cpu" and seconds >= _CREW_SECONDS
+    workers = settings.workers or (_cores() if crew else 1)
+    chunk = settings.chunk or min(chunk_of(task, name, device) for task in tasks)
+    return Choice(kernel=name, chunk=chunk, workers=workers, bf16=settings.bf16, why=why, gave_way=gave_way)
+
+
+def worth_a_trial(settings: EngineSettings, engine: Engine, rounds: int) -> bool:
+    """Whether kernels should be compared before the first round."""
+    return settings.kernel == "auto" and not settings.bf16 and rounds * _round_seconds(engine) >= _TRIAL_SECONDS
+
+
+def tried(choice: Choice, settings: EngineSettings, engine: Vectorized, tell: Callable[[str], None] | None) -> Choice:
+    """The kernel that is the fastest for a few steps of a few devices; remembered for this model on this machine."""
+    device = engine.plan.x.device
+    names = [name for name, why in possible(engine.tasks, device).items() if not why and name != "compile"]
+    memory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tierfed" / "kernels.json"
+    known, key = _read(memory), _key(engine)
+    how = "remembered"
+    if known.get(key, {}).keys() != set(names):
+        if tell is not None:
+            tell(f"trying kernels: {', '.join(names)}")
+        known[key], how = {name: _seconds(engine, name, device) for name in names}, "measured"
+        _write(memory, known)
+    best = min(known[key], key=known[key].__getitem__)
+    each = ", ".join(f"{name} {1e3 * s:.3g}" for name, s in sorted(known[key].items(), key=lambda item: item[1]))
+    chunk = settings.chunk or min(chunk_of(task, best, device) for task in engine.tasks)
+    return replace(choice, kernel=best, chunk=chunk, why=f"{how}, ms per device and {_TRIAL_STEPS} steps: {each}")
+
+
+def chunk_of(task: Task, kernel: str, device: torch.device) -> int:
+    """Devices per chunk: their models together stay in a processor's cache, or fill a small part of a GPU."""
+    if kernel not in BATCHED:
+        return _IN_TURN
+    room = _GPU_BYTES if device.type == "cuda" else _CACHE_BYTES
+    return min(max(4, room // max(1, nbytes(task.init()))), _MOST_AT_ONCE)
+
+
+def _rule(tasks: Sequence[Task], device: torch.device, refused: dict[str, str]) -> tuple[str, str]:
+    modules = [m for t in tasks for m in t.module.modules()]
+    if any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in modules):
+        return "loop", "recurrent layers have no batched form"
+    if not refused["fused"]:
+        return "fused", "a chain of dense layers"
+    if device.type == "cpu" and any(isinstance(m, _CONVOLUTIONS) for m in modules):
+        return "loop", "convolutions of many models at once are slow on a processor"
+    return "vmap", "a model of other layers than dense ones" if device.type == "cpu" else "many models at once"
+
+
+def _round_seconds(engine: Engine) -> float:
+    """Roughly how long one core trains for one round."""
+    plan, some = engine.plan, np.linspace(0, engine.topology.devices - 1, 100).astype(np.int64)
+    samples = float(plan.work(some, engine.algorithm).mean())
+    steps = samples / float(plan.widths[some].mean())
+    flops = 3 * max(_forward_flops(task, plan) for task in engine.tasks)  # backward: twice the forward pass
+    return visits(engine) * (samples * flops / _FLOPS + steps * _STEP_SECONDS)
+
+
+def _forward_flops(task: Task, plan: Plan) -> float:
+    """Floating-point operations of a forward pass with one sample."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.outputs(task.init(), plan.x[:1])
+    return float(counter.get_total_flops())
+
+
+def visits(engine: Engine) -> float:
+    """Visits of devices per round."""
+    topology, polled = engine.topology, 1.0
+    for d, policy in enumerate(topology.policies):
+        n = topology.shape[d + 1] / topology.shape[d]
+        polled *= (min(policy.sample, n) if isinstance(policy.sample, int) else policy.sample * n) * engine.bursts(d)
+    return polled
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds(engine: Vectorized, name: str, device: torch.device) -> float:
+    """Seconds per device of a few steps with a kernel, the least of some trials."""
+    kind = engine.kind(0)
+    chunk = chunk_of(engine.tasks[kind], name, device)
+    same = np.flatnonzero(engine.plan.widths[:1000] == engine.plan.width(0))
+    ids = np.array([i for i in same if engine.kind(int(i)) == kind][:chunk])
+    place = Workplace(
+        algorithm=engine.algorithm,
+        tasks=engine.tasks if name == "vmap" else [equipped(task, name) for task in engine.tasks],
+        plan=engine.plan,
+        batched=name in BATCHED,
+        most_steps=_TRIAL_STEPS,
+    )
+    messages, states = stack([message_to(engine, 0)]), stack([engine.own(int(i)) for i in ids])
+    job = Job(kind, ids, np.zeros(len(ids), np.int64), 0, 0)
+    taken = []
+    for _ in range(1 + _TRIALS):
+        start = time.perf_counter()
+        place.visit(job, messages, states)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:]) / len(ids)
+
+
+def _key(engine: Engine) -> str:
+    """What a trial depends on."""
+    plan = engine.plan
+    machine = (platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), str(plan.x.device))
+    gpu = torch.cuda.get_device_name(plan.x.device) if plan.x.device.type == "cuda" else ""
+    models = [str(task.module) for task in engine.tasks]
+    facts = (torch.__version__, machine, gpu, models, repr(engine.algorithm), plan.batch, str(plan.dtype))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, known: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(known))
+    except OSError:
+        return  # then it is measured again
