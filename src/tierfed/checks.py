@@ -10,6 +10,7 @@ from tierfed.algorithm import Algorithm, Tier
 from tierfed.algorithms import REGISTRY, make
 from tierfed.config import Config, personalization
 from tierfed.data import Federation
+from tierfed.engine.ray_cluster import check_address
 from tierfed.errors import InputError
 from tierfed.models import MODELS, build_model
 from tierfed.plan import Ids, Plan
@@ -19,6 +20,24 @@ from tierfed.tree import Params, nbytes, take
 
 _GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _STACKED = 2  # a node that sees its children holds their rows once more while it works
+
+
+def check_ray(config: Config) -> None:
+    """What a cluster needs that can be said before it is asked.
+
+    :raises InputError: Ray is not installed, a wrong address, settings that only Ray has for another engine
+    """
+    settings = config.engine
+    if settings.name == "ray":
+        check_address(settings.address)
+        if config.run.device == "cuda":
+            raise InputError(
+                "run.device = 'cuda' is of this process, which only averages where engine.name = 'ray'; set it to "
+                "'auto', and engine.gpus to the GPUs of each worker"
+            )
+    elif settings.address or settings.gpus:
+        what = "address" if settings.address else "gpus"
+        raise InputError(f"engine.{what} is of engine.name = 'ray', but engine.name = {settings.name!r}; change one")
 
 
 def check_tree(config: Config, algorithm: Algorithm, task: Task, topology: Topology) -> None:

@@ -41,6 +41,7 @@ class Choice:
     chunk: int = 16
     """Devices at once."""
     workers: int = 1
+    """Processes; 0: as many as there will be."""
     why: str = ""
 
 
@@ -54,7 +55,7 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
 
     :param kernel: of the run that goes on
     """
-    tasks, device = engine.tasks, engine.plan.x.device
+    tasks, device = engine.tasks, torch.device("cuda") if settings.gpus else engine.plan.x.device
     refused = possible(tasks, device)
     name, why = _rule(tasks, device, refused)
     wanted = kernel or (settings.kernel if settings.kernel != "auto" else "")
@@ -65,12 +66,14 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
     seconds = rounds * _round_seconds(engine)
     workers = settings.workers or (_cores() if device.type == "cpu" and seconds >= _CREW_SECONDS else 1)
     chunk = settings.chunk or min(chunk_of(task, name, device) for task in tasks)
+    if settings.name == "ray":
+        return Choice(kernel=name, chunk=chunk, workers=settings.workers, why=why)
     return Choice(kernel=name, chunk=chunk, workers=workers if device.type == "cpu" else 1, why=why)
 
 
 def worth_a_trial(settings: EngineSettings, engine: Engine, rounds: int) -> bool:
     """Whether kernels should be compared before the first round."""
-    return settings.kernel == "auto" and rounds * _round_seconds(engine) >= _TRIAL_SECONDS
+    return settings.kernel == "auto" and not settings.gpus and rounds * _round_seconds(engine) >= _TRIAL_SECONDS
 
 
 def tried(choice: Choice, settings: EngineSettings, engine: Vectorized, tell: Callable[[str], None] | None) -> Choice:
