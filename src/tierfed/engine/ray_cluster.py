@@ -60,14 +60,14 @@ class Cluster:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray looks at it when it is imported
         self.ray: Any = importlib.import_module("ray")
         self._ours, self._session = not self.ray.is_initialized(), ""
+        self._before = signal.getsignal(signal.SIGTERM)  # Ray's own handler leaves in good order
         if not self._ours:
             return
         try:
-            with _own_signals():
-                if address:
-                    self._join(address)
-                else:
-                    self._start(workers, data_bytes)
+            if address:
+                self._join(address)
+            else:
+                self._start(workers, data_bytes)
         except BaseException:
             self.close()
             raise
@@ -83,8 +83,9 @@ class Cluster:
     def close(self) -> None:
         """Ends what was begun here: the connection, or the cluster."""
         if self._ours and self.ray.is_initialized():
-            with _own_signals():
-                self.ray.shutdown()
+            self.ray.shutdown()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._before)
         if self._session:
             shutil.rmtree(self._session, ignore_errors=True)  # logs and sockets of what has ended well
 
@@ -146,19 +147,6 @@ def _reach(address: str) -> None:
         f"engine.address = {address!r}: no Ray cluster can be reached there ({why}); `ray start --head` begins one, "
         "`ray status` shows it; an empty engine.address needs none"
     )
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray sets a handler of SIGTERM and leaves it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

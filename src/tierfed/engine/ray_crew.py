@@ -229,7 +229,7 @@ class _Call:
             except self.ray.exceptions.RayTaskError as err:
                 raise RuntimeError(f"a visit failed in a Ray worker:\n{err}") from None
             except self.ray.exceptions.RayError as err:
-                self._lose(actor, i, line(err))
+                self._lose(actor, i, line(err).rpartition("The actor is dead because ")[2][:200])
             else:
                 out[i] = received(up, self.device), received(own, self.device)
         return [out[i] for i in range(len(self.jobs))]
