@@ -22,10 +22,11 @@ from tierfed.engine.ray_cluster import Cluster, line
 from tierfed.engine.ray_worker import Worker, received, sent, versions
 from tierfed.engine.visits import Job, States, Visited, Workplace
 from tierfed.errors import InputError
-from tierfed.tree import Tree, nbytes, row
+from tierfed.tree import Tree, leaves, nbytes, row
 
 _TRIES = 3  # of a job whose worker was lost
 _AHEAD = 2  # jobs that an actor has at a time: it need not wait for the next one
+_HELD_BYTES = 1 << 28
 _BEGIN_SECONDS, _TELL_SECONDS = 60.0, 2.0
 _RESUME = "`tierfed resume` goes on from the last committed round"
 
@@ -200,7 +201,7 @@ class _Call:
     def __init__(self, crew: RayCrew, jobs: Sequence[Job], messages: Tree, states: States) -> None:
         self.crew, self.jobs, self.messages, self.states = crew, jobs, messages, states
         self.ray, self.place = crew.ray, crew.place
-        self.device = crew.place.plan.x.device
+        self.held = 0  # bytes of the object store, until what was computed is not needed any more
         self.full = (crew.ray.exceptions.ObjectStoreFullError, crew.ray.exceptions.OutOfDiskError)
         self.why = ""  # the last one was lost
         self.put: dict[tuple[int, ...], Any] = {}  # parents -> their messages in the object store
@@ -231,8 +232,13 @@ class _Call:
             except self.ray.exceptions.RayError as err:
                 self._lose(actor, i, line(err).rpartition("The actor is dead because ")[2][:200])
             else:
-                out[i] = received(up, self.device), received(own, self.device)
+                out[i] = self._kept(up), self._kept(own)
         return [out[i] for i in range(len(self.jobs))]
+
+    def _kept(self, tree: Any) -> Tree:
+        """What was computed, where it lies in the object store, or as a copy when much of it is there."""
+        self.held += sum(a.nbytes for a in leaves(tree))
+        return received(tree, copy=self.held > _HELD_BYTES)
 
     def _next_result(self) -> Any:
         """One of what is on its way, when it is there.

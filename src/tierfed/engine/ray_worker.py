@@ -14,6 +14,8 @@ from tierfed.engine.processes import answer
 from tierfed.engine.visits import Job, Workplace
 from tierfed.tree import Tree, tmap
 
+_READ_ONLY = "The given NumPy array is not writable"  # what others have sent is only read, as algorithms have it anyway
+
 Arrays = Any  # a tree of numpy arrays, which the object store keeps as they are
 
 
@@ -36,8 +38,7 @@ class Worker:
         return answer(lambda: tuple(map(sent, self.place.visit(job, self._got(messages), self._got(states)))))
 
     def _begin(self, place: bytes, x: Arrays, y: Arrays, dtype: torch.dtype, gpu: bool) -> Hello:
-        # what lies in the object store is only read here, as algorithms have it anyway
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        warnings.filterwarnings("ignore", message=_READ_ONLY)
         torch.set_num_threads(1)
         torch.set_default_dtype(dtype)
         found: Workplace = cloudpickle.loads(place)
@@ -66,7 +67,9 @@ def sent(tree: Tree) -> Arrays:
     return tmap(lambda t: t.detach().cpu().contiguous().numpy(), tree)
 
 
-def received(tree: Arrays, device: torch.device) -> Tree:
-    """A tree out of the object store, as a copy: its place there is free again."""
-    found: Tree = tmap(lambda a: torch.from_numpy(np.array(a)).to(device), tree)
+def received(tree: Arrays, copy: bool) -> Tree:
+    """A tree out of the object store, to be read alone; as a copy it needs no place there any more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_READ_ONLY)
+        found: Tree = tmap(lambda a: torch.from_numpy(np.array(a) if copy else a), tree)
     return found
