@@ -13,6 +13,7 @@ from tierfed.algorithms import REGISTRY, make
 from tierfed.config import Config, personalization
 from tierfed.data import Federation
 from tierfed.data.drawn import Numbered
+from tierfed.engine.ray_cluster import check_address
 from tierfed.errors import InputError
 from tierfed.models import MODELS, build_model
 from tierfed.plan import Ids, Plan
@@ -51,6 +52,24 @@ def check_evaluation(config: Config, devices: int) -> None:
         raise InputError(
             f"eval.devices = {config.eval.devices}, but there are {devices} devices; take fewer, or 0 to evaluate all"
         )
+
+
+def check_ray(config: Config) -> None:
+    """What a cluster needs that can be said before it is asked.
+
+    :raises InputError: Ray is not installed, a wrong address, settings that only Ray has for another engine
+    """
+    settings = config.engine
+    if settings.name == "ray":
+        check_address(settings.address)
+        if config.run.device == "cuda":
+            raise InputError(
+                "run.device = 'cuda' is of this process, which only averages where engine.name = 'ray'; set it to "
+                "'auto', and engine.gpus to the GPUs of each worker"
+            )
+    elif settings.address or settings.gpus:
+        what = "address" if settings.address else "gpus"
+        raise InputError(f"engine.{what} is of engine.name = 'ray', but engine.name = {settings.name!r}; change one")
 
 
 def check_tree(config: Config, algorithm: Algorithm, task: Task, topology: Topology) -> None:

@@ -42,6 +42,7 @@ class Choice:
     chunk: int = 16
     """Devices at once."""
     workers: int = 1
+    """Processes; 0: as many as there will be."""
     bf16: bool = False
     why: str = ""
     gave_way: bool = False
@@ -59,7 +60,7 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
     :param kernel: of the run that goes on
     :raises InputError: bf16 with a kernel that has none, or processes on a GPU
     """
-    tasks, device = engine.tasks, engine.plan.x.device
+    tasks, device = engine.tasks, torch.device("cuda") if settings.gpus else engine.plan.x.device
     refused = possible(tasks, device)
     name, why = _rule(tasks, device, refused)
     wanted = kernel or (settings.kernel if settings.kernel != "auto" else "")
@@ -74,20 +75,21 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
             f"engine.bf16 goes with the kernel 'loop' alone, and this model is trained with {name!r} ({why}); set "
             "engine.kernel = 'loop', or leave bf16 out"
         )
-    if device.type == "cuda" and settings.workers > 1:
+    if device.type == "cuda" and settings.workers > 1 and settings.name != "ray":
         raise InputError(
             f"engine.workers = {settings.workers}, but a GPU is shared by no processes; leave workers out, or set "
             "run.device = 'cpu'"
         )
     crew = device.type == "cpu" and seconds >= _CREW_SECONDS
-    workers = settings.workers or (_cores() if crew else 1)
+    workers = settings.workers or (0 if settings.name == "ray" else _cores() if crew else 1)
     chunk = settings.chunk or min(chunk_of(task, name, device) for task in tasks)
     return Choice(kernel=name, chunk=chunk, workers=workers, bf16=settings.bf16, why=why, gave_way=gave_way)
 
 
 def worth_a_trial(settings: EngineSettings, engine: Engine, rounds: int) -> bool:
     """Whether kernels should be compared before the first round."""
-    return settings.kernel == "auto" and not settings.bf16 and rounds * _round_seconds(engine) >= _TRIAL_SECONDS
+    mine = settings.kernel == "auto" and not settings.bf16 and not settings.gpus
+    return mine and rounds * _round_seconds(engine) >= _TRIAL_SECONDS
 
 
 def tried(choice: Choice, settings: EngineSettings, engine: Vectorized, tell: Callable[[str], None] | None) -> Choice:

@@ -26,7 +26,7 @@ from tierfed.errors import InputError, nearest
 from tierfed.export_command import export
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
 from tierfed.loop import default_folder, refuse_existing
-from tierfed.options import load, numbers
+from tierfed.options import Address, Engine, elsewhere, load, numbers, single_run
 from tierfed.pipeline import personalize as personalize_run
 from tierfed.pipeline import resume as resume_run
 from tierfed.pipeline import run as run_one
@@ -104,7 +104,8 @@ def run(
     rounds: Annotated[int | None, typer.Option(help="Cloud rounds.")] = None,
     data_dir: DataDir = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="The run folder (run.out).")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, serial or vectorized.")] = None,
+    engine: Engine = None,
+    address: Address = None,
     report_: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -112,7 +113,7 @@ def run(
     extra = [
         *(set_ or []),
         *([f"run.rounds={rounds}"] if rounds is not None else []),
-        *([f"engine.name={engine}"] if engine else []),
+        *(f"engine.{key}={json.dumps(value)}" for key, value in elsewhere(engine, address).items()),
     ]
     config = load(source, extra, algorithm, seeds, data_dir, out_dir)
     grid = is_grid(config)
@@ -128,17 +129,18 @@ def run(
 def resume(
     folder: Folder,
     rounds: Annotated[int | None, typer.Option(help="Another number of rounds.")] = None,
+    engine: Engine = None,
+    address: Address = None,
     report_: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
     as_json: Json = False,
 ) -> None:
     """Go on with a run or a grid after its last committed round."""
     with stoppable(folder), watching(out, quiet=as_json) as watch:
         if is_grid_folder(folder):
-            if rounds is not None:
-                raise InputError("--rounds works on one run; give the folder of a run inside the grid")
+            single_run(rounds=rounds, engine=engine, address=address)
             finished = resume_grid(folder, watch)
         else:
-            result = resume_run(folder, rounds=rounds, watch=watch)
+            result = resume_run(folder, rounds=rounds, engine=elsewhere(engine, address), watch=watch)
             finished = not result.interrupted
             if finished and not result.trained:
                 err.print(f"{folder} is complete: there was nothing left to train", markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -44,19 +44,30 @@ class RunSettings:
 class EngineSettings:
     """How rounds are computed; never what."""
 
-    name: Literal["auto", "serial", "vectorized"] = "auto"
-    """serial: one node after the other, every message through the codec, the reference; "auto": vectorized, where the
-    run allows it."""
+    name: Literal["auto", "serial", "vectorized", "ray"] = "auto"
+    """serial: one node after the other, every message through the codec, the reference; ray: vectorized, devices being
+    trained by Ray workers on any number of machines; "auto": vectorized, where the run allows it."""
     kernel: Literal["auto", "loop", "vmap", "fused", "compile", "graphs"] = "auto"
     """How the vectorized engine trains: loop, one device after the other; vmap, many models as one; fused, by hand for
     chains of dense layers; compile, vmap through torch.compile; graphs, CUDA graphs of fused. "auto": by the kind of
     the model, and by a trial where a run takes longer than a minute."""
     workers: Natural = 0
-    """Processes that train, each on one core; 0: one for short runs, else as many as there are cores."""
+    """Processes that train, each on one core; 0: one for short runs, else as many as there are cores; with Ray as many
+    as the cluster has."""
     bf16: bool = False
     """Products in bfloat16, for convolutions with the kernel "loop": faster, and other results."""
     chunk: Natural = 0
     """Devices that a process trains at once; 0: as many as keep their models in the processor's cache."""
+    address: str = ""
+    """Of the Ray cluster: "auto", the one that this machine belongs to, or host:port of its head; "": one that is begun
+    on this machine, and ends with the run."""
+    gpus: NonNegative = 0.0
+    """GPUs of each Ray worker, or the share of one; 0: they train on processors."""
+
+    @property
+    def here(self) -> "EngineSettings":
+        """The same without machines beside this one: to look at what a run has left."""
+        return replace(self, name="vectorized", address="", gpus=0.0) if self.name == "ray" else self
 
 
 @dataclass(frozen=True, kw_only=True)

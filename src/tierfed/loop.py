@@ -102,6 +102,7 @@ def resume(
     path: Path | str,
     *,
     rounds: int | None = None,
+    engine: Mapping[str, Any] | None = None,
     data: Any = None,
     module: nn.Module | None = None,
     watch: Watcher | None = None,
@@ -109,14 +110,17 @@ def resume(
     """Goes on with a run after its last committed round; the same bits as if it had never stopped.
 
     :param rounds: another number of rounds than the run was begun with
+    :param engine: keys of [engine] that are other ones from now on: name, workers, address, gpus
     :param data: what was given to `run`; :param module: the same
     :raises InputError: no run folder, another config, data or model than the run began with, a damaged checkpoint,
         another process at work on it
     """
     path = Path(path)
     config = begun(path, data, module)
-    if rounds is not None:
-        config = from_table({**_tables(path), "run": {**_tables(path)["run"], "rounds": rounds}})
+    if rounds is not None or engine:
+        tables = _tables(path)
+        run = {**tables["run"], **({} if rounds is None else {"rounds": rounds})}
+        config = from_table({**tables, "run": run, "engine": {**tables.get("engine", {}), **(engine or {})}})
     if data is not None:
         data = dataset(data, config.data.columns)
     store = DiskStore(path / "state")
@@ -135,7 +139,7 @@ def resume(
         store.move(world.device)
         baseline = read_baseline(world)
         check_data(store, path, world)
-        if store.meta and rounds is not None:
+        if store.meta and (rounds is not None or engine):
             with on_disk(path):
                 write_atomic(path / "config.toml", to_toml(config))
         if not store.meta:
@@ -165,7 +169,7 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
             raise none
         check_config(store, path, config)
         world = prepare(
-            config,
+            replace(config, engine=config.engine.here),
             None if data is None else dataset(data, config.data.columns),
             None if module is None else as_begun(store, module),
             begun=begun_with(store),
@@ -284,12 +288,13 @@ def _loop(
     baseline: Scores | None,
     start: Start | None,
 ) -> Result:
-    config, engine = world.config, world.engine(store)
+    config, engine = world.config, world.engine(store, _teller(world.config, path, watch))
     session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world), start)
     before = torch.get_num_threads()
     torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
     interrupted, first = False, int(store.meta.get("round", 0))
     try:
+        engine.open()
         if store.meta:
             engine.restore(store.meta)
             session.note({"round": engine.round, "event": "resume"})

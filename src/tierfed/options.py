@@ -2,10 +2,34 @@
 
 import json
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from tierfed import config as configs
 from tierfed.config import Config
 from tierfed.errors import InputError
+
+Engine = Annotated[str | None, typer.Option(help="auto, serial, vectorized or ray.")]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster: auto, or that of its head (engine.address).")
+]
+
+
+def elsewhere(engine: str | None, address: str | None) -> dict[str, Any]:
+    """Where visits are computed, as the options say: keys of [engine]."""
+    if address is not None:
+        return {"name": engine or "ray", "address": address}
+    if engine is None:
+        return {}
+    return {"name": engine} if engine == "ray" else {"name": engine, "address": "", "gpus": 0.0}
+
+
+def single_run(**options: Any) -> None:
+    """:raises InputError: one of some options was given that a grid does not have"""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"--{name} works on one run; give the folder of a run inside the grid")
 
 
 def numbers(text: str, option: str = "--seeds") -> tuple[int, ...]:

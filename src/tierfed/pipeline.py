@@ -54,6 +54,7 @@ def resume(
     path: Path | str,
     *,
     rounds: int | None = None,
+    engine: Mapping[str, Any] | None = None,
     data: Any = None,
     module: nn.Module | None = None,
     watch: Watcher | None = None,
@@ -62,6 +63,7 @@ def resume(
     never stopped.
 
     :param rounds: another number of rounds of the training than the run was begun with
+    :param engine: keys of [engine] that are other ones from now on: name, workers, address, gpus
     :param data: what was given to `run`; :param module: the same
     :raises InputError: no run folder, another config, data or model than the run began with, a damaged checkpoint,
         another process at work on it; more rounds of a training whose models are personalized already
@@ -69,7 +71,8 @@ def resume(
     path = Path(path)
     if (path / STAGE / "config.toml").exists():
         _check_stage(path, rounds)
-    return _then(loop.resume(path, rounds=rounds, data=data, module=module, watch=watch), data, module, watch)
+    first = loop.resume(path, rounds=rounds, engine=engine, data=data, module=module, watch=watch)
+    return _then(first, data, module, watch, engine)
 
 
 def personalize(
@@ -157,7 +160,13 @@ def _check_stage(path: Path, rounds: int | None) -> None:
         )
 
 
-def _then(first: Result, data: Any, module: nn.Module | None, watch: Watcher | None) -> Result:
+def _then(
+    first: Result,
+    data: Any,
+    module: nn.Module | None,
+    watch: Watcher | None,
+    engine: Mapping[str, Any] | None = None,
+) -> Result:
     """The second stage after the first one, where there is one; begun, or gone on with."""
     config = first.world.config
     if first.interrupted or personalization(config) is None:
@@ -172,7 +181,7 @@ def _then(first: Result, data: Any, module: nn.Module | None, watch: Watcher | N
     if not (out / "config.toml").exists():
         clear_leftover(out)
         return _both(first, loop.run(stage, data=data, module=module, watch=watch))
-    return _both(first, loop.resume(out, data=data, module=module, watch=watch))
+    return _both(first, loop.resume(out, engine=engine, data=data, module=module, watch=watch))
 
 
 def _both(first: Result, second: Result) -> Result:

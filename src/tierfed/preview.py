@@ -61,6 +61,8 @@ def _computed(world: World) -> dict[str, Any]:
     if world.engine_name == "serial":
         return {}
     by = f"{choice.workers} processes" if choice.workers > 1 else "this process"
+    if world.engine_name == "ray":
+        by = f"{choice.workers or 'as many'} Ray workers{'' if choice.workers else ' as the cluster has room for'}"
     return {"kernel": f"{choice.kernel} ({choice.why})", "visits": f"{choice.chunk} devices at once, by {by}"}
 
 

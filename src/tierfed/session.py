@@ -53,7 +53,10 @@ def fingerprint(config: Config) -> str:
     # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
     tables["start"].pop("run", None)
     tables["data"].pop("dir", None)
-    tables["engine"].pop("workers")  # as with run.threads
+    for name in ("workers", "address", "gpus"):  # as with run.threads
+        tables["engine"].pop(name)
+    if tables["engine"]["name"] in ("vectorized", "ray"):  # the same bits; what "auto" is depends on what else is here
+        tables["engine"]["name"] = "auto"
     return json.dumps(tables, sort_keys=True)
 
 

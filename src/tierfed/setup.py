@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from tierfed.checks import (
     check_needs,
     check_on_demand,
     check_personalization,
+    check_ray,
     check_tree,
     machine_bytes,
 )
@@ -29,6 +31,7 @@ from tierfed.config import Config
 from tierfed.cost import Edge
 from tierfed.data import Dataset, Federation, federate, load, public_samples
 from tierfed.engine import ENGINES, Engine, Vectorized
+from tierfed.engine.ray_crew import RayCrew
 from tierfed.errors import InputError
 from tierfed.kinds import Ids, about, labels, networks
 from tierfed.offload import BEST, SplitTask, layers_of
@@ -97,9 +100,9 @@ class World:
         """What different architectures are called; none where all devices have the same."""
         return () if self.kinds is None else labels(self.config.model)
 
-    def engine(self, store: Store) -> Engine:
-        """An engine over a store."""
-        engine = ENGINES[self.engine_name](
+    def engine(self, store: Store, tell: Tell | None = None) -> Engine:
+        """An engine over a store. :param tell: is told what it begins beside this process"""
+        engine = ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name](
             self.algorithm,
             self.tasks,
             self.topology,
@@ -113,6 +116,9 @@ class World:
         if isinstance(engine, Vectorized):
             engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
             engine.bf16 = self.choice.bf16
+        if isinstance(engine, Vectorized) and self.engine_name == "ray":
+            asked = self.config.engine
+            engine.hire = partial(RayCrew, workers=asked.workers, address=asked.address, gpus=asked.gpus, tell=tell)
         return engine
 
     def team_name(self, node: int) -> str:
@@ -147,7 +153,10 @@ def prepare(
     """
     settings = {k: v for k, v in config.algorithm.items() if k not in ("name", "label")}
     algorithm = make(str(config.algorithm.get("name", "fedavg")), settings)
-    device, dtype = choose_device(config.run.device), cast("torch.dtype", getattr(torch, config.run.dtype))
+    check_ray(config)
+    # whoever trains elsewhere is given arrays of the main memory
+    device = choose_device("cpu" if config.engine.name == "ray" else config.run.device)
+    dtype = cast("torch.dtype", getattr(torch, config.run.dtype))
     seed = config.run.seed
     federation = load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
     check_evaluation(config, len(federation))

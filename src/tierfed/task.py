@@ -182,6 +182,13 @@ class Task:
             )
         return self.layer_keys(self.layers[-depth:] if depth else [])
 
+    def to(self, device: torch.device) -> None:
+        """Moves whatever the task computes with, parameters that are given to it excepted."""
+        for net in (self.module, self._eval, *self._modes.values()):
+            net.to(device)
+        if self.public is not None:
+            self.public = Batch(*(t.to(device) for t in self.public))
+
     def outputs(self, params: Params, x: Tensor) -> Tensor:
         """Outputs [B, C] in evaluation mode: running statistics, no dropout."""
         return functional_call(self._eval, params, (self._laid_out(x),))  # type: ignore[no-any-return]

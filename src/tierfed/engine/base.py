@@ -90,6 +90,9 @@ class Engine(ABC):
     def step(self) -> RoundLog:
         """One round from the cloud down and back. States change in the store's working copy; nothing is committed."""
 
+    def open(self) -> None:  # noqa: B027  most engines need nothing
+        """Begins what visits need elsewhere, so that what is wrong with it is found before anything is trained."""
+
     @abstractmethod
     def close(self) -> None:
         """Ends what the engine has begun beside this process; it can be used on."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import IO, Any
@@ -28,7 +28,7 @@ from tierfed.tree import Tree, tmap
 _LENGTH = struct.Struct("<Q")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 # blocks of some megabytes go back to the heap and not to the system: each return costs page faults at the next use
-_HEAP = {"MALLOC_MMAP_THRESHOLD_": 1 << 25, "MALLOC_TRIM_THRESHOLD_": 1 << 29, "MALLOC_TOP_PAD_": 1 << 26}
+HEAP = {"MALLOC_MMAP_THRESHOLD_": 1 << 25, "MALLOC_TRIM_THRESHOLD_": 1 << 29, "MALLOC_TOP_PAD_": 1 << 26}
 
 
 class Processes:
@@ -84,7 +84,7 @@ class Processes:
         bare = replace(self._place, plan=replace(plan, x=torch.empty(0), y=torch.empty(0)))
         hello = cloudpickle.dumps((bare, x, y, torch.get_default_dtype()))
         path = os.pathsep.join(p for p in sys.path if p)
-        heap = {name: str(size) for name, size in _HEAP.items()}
+        heap = {name: str(size) for name, size in HEAP.items()}
         environment = {**os.environ, **_ONE_THREAD, **heap, "PYTHONPATH": path}
         for _ in range(self.workers):
             self.begun.append(
@@ -120,11 +120,7 @@ class Processes:
                 "(engine.workers) or devices at once (engine.chunk), then `tierfed resume` goes on from the last "
                 "committed round"
             ) from None
-        if kind == "refused":
-            raise InputError(said)
-        if kind == "failed":
-            raise RuntimeError(f"a visit failed in a worker process:\n{said}")
-        return said  # type: ignore[no-any-return]
+        return heard(kind, said)  # type: ignore[no-any-return]
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
@@ -183,10 +179,20 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
 
 
 def _answer(place: Workplace, windows: Windows, mine: Arena, there: Any, asked: list[tuple[Job, Any]]) -> Any:
-    try:
+    def compute() -> Any:
         messages = windows.get(there)
         done = [place.visit(job, messages, windows.get(own)) for job, own in asked]
-        return "done", [tuple(mine.put(tmap(torch.detach, part)) for part in visited) for visited in done]
+        return [tuple(mine.put(tmap(torch.detach, part)) for part in visited) for visited in done]
+
+    return answer(compute)
+
+
+def answer(compute: Callable[[], Any]) -> tuple[str, Any]:
+    """What a worker says: ("done", whatever was computed), or why it was not: "refused", an input error, or "failed", a
+    traceback.
+    """
+    try:
+        return "done", compute()
     except InputError as err:
         return "refused", str(err)
     except (MemoryError, RuntimeError) as err:
@@ -198,3 +204,15 @@ def _answer(place: Workplace, windows: Windows, mine: Arena, there: Any, asked: 
         )
     except Exception:
         return "failed", traceback.format_exc()
+
+
+def heard(kind: str, said: Any) -> Any:
+    """What a worker has computed.
+
+    :raises InputError: it refused; :raises RuntimeError: a visit failed
+    """
+    if kind == "refused":
+        raise InputError(said)
+    if kind == "failed":
+        raise RuntimeError(f"a visit failed in a worker process:\n{said}")
+    return said

@@ -50,6 +50,7 @@ class Vectorized(Engine):
     workers: int = 1
     kernel: str = "vmap"
     bf16: bool = False
+    hire: Callable[[Workplace], Crew] | None = None  # in the place of processes beside this one
 
     @cached_property
     def crew(self) -> Crew:
@@ -57,14 +58,20 @@ class Vectorized(Engine):
         tasks = self.tasks if self.kernel == "vmap" else [equipped(t, self.kernel, bf16=self.bf16) for t in self.tasks]
         batched = self.kernel in BATCHED
         place = Workplace(algorithm=self.algorithm, tasks=tasks, plan=self.plan, batched=batched)
+        if self.hire is not None:
+            return self.hire(place)
         return Here(place) if self.workers == 1 else Processes(place, self.workers)
+
+    def open(self) -> None:
+        if self.hire is not None:
+            self.crew.visit([], {}, lambda _: {})
 
     def close(self) -> None:
         """Ends the worker processes; what is computed from now on is computed here."""
         if "crew" in self.__dict__:
             self.crew.close()
             del self.crew
-        self.workers = 1
+        self.workers, self.hire = 1, None
 
     def step(self) -> RoundLog:
         self.log = RoundLog()
