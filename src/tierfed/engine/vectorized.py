@@ -26,6 +26,8 @@ Counts = npt.NDArray[np.float64]  # [H, 3] samples, devices, children
 
 def over(fn: Callable[..., Any], n: int, *args: Any) -> Any:
     """fn mapped over the leading dimension n of its arguments, which may be empty trees."""
+    if n == 1:  # of a single node, as the cloud is, vmap would cost more than most of what tiers compute
+        return tmap(lambda t: t.unsqueeze(0), fn(*(row(a, 0) for a in args)))
     return vmap(lambda _, *a: fn(*a))(torch.arange(n), *args)
 
 
@@ -123,7 +125,9 @@ class Vectorized(Engine):
                 else:
                     mean = up.mean(n, burst.owner, weight)
                 new = over(lambda s, u, *i: tier.absorb(s, u, Info(*i)), n, state, mean, *info)
-                state = {k: vmap(where)(info[0] > 0, v, state[k]) if k in state else v for k, v in new.items()}
+                if not info[0].all():
+                    new = {k: vmap(where)(info[0] > 0, v, state[k]) if k in state else v for k, v in new.items()}
+                state = new
             new = np.stack([np.bincount(burst.owner, each[:, u] * heard, n) for u in range(3)], 1)
             if not tier.relay:
                 new[:, 2] = new[:, 1] > 0
