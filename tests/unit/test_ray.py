@@ -213,6 +213,32 @@ def test_a_visit_that_nobody_survives(
     assert "\n" not in str(found.value)
 
 
+class Absent(nn.Module):
+    """Its code is where it was made, and nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.home = nn.Linear(8, 4), os.getpid()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["home"] != os.getpid():
+            raise ModuleNotFoundError("No module named 'mine'")
+        vars(self).update(state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_code_that_a_machine_does_not_have(engines: list[Vectorized]) -> None:
+    task = Task(Absent().double())
+    engines.append(plain(engine_of("fedavg", 1, "flat", task=task), task, partial(RayCrew, workers=1)))
+    with pytest.raises(
+        InputError, match=r"cannot begin: .*No module named 'mine'; every machine needs the same"
+    ) as found:
+        engines[0].open()
+    assert "\n" not in str(found.value)
+
+
 @pytest.mark.parametrize(
     ("how", "error", "text"),
     [

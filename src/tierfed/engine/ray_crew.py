@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import torch
 
@@ -118,7 +117,7 @@ class RayCrew:
         try:
             kind, hello = self.ray.get(ref)
         except self.ray.exceptions.RayError as err:
-            return line(err)
+            return str(err).strip().splitlines()[-1][:400]  # of a traceback the last line says what is missing
         if kind != "done":
             return str(hello).splitlines()[-1]
         if hello.versions != versions():
@@ -138,10 +137,9 @@ class RayCrew:
         self._begun.append(Cluster(self._address, self._wanted, nbytes({"x": plan.x, "y": plan.y})))
         self._wanted = self._counted()
         put, bare = self.ray.put, replace(plan, x=torch.empty(0), y=torch.empty(0))
-        place = cloudpickle.dumps(replace(self.place, plan=bare))
         try:
             data = put(plan.x.numpy()), put(plan.y.numpy())
-            self._hello = put(place), *data, torch.get_default_dtype(), self._gpus > 0
+            self._hello = put(replace(self.place, plan=bare)), *data, torch.get_default_dtype(), self._gpus > 0
         except self.ray.exceptions.RayError as err:
             raise _no_room(err) from None
         self._call_in(self._wanted)

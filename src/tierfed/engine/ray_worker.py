@@ -5,7 +5,6 @@ import warnings
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ class Hello(NamedTuple):
 class Worker:
     """The actor. What it was begun with is all that it keeps between two calls."""
 
-    def begin(self, place: bytes, x: Arrays, y: Arrays, dtype: torch.dtype, gpu: bool) -> tuple[str, Any]:
+    def begin(self, place: Workplace, x: Arrays, y: Arrays, dtype: torch.dtype, gpu: bool) -> tuple[str, Any]:
         """Takes what visits are computed with; ("done", Hello), or what went wrong."""
         return answer(lambda: self._begin(place, x, y, dtype, gpu))
 
@@ -37,15 +36,14 @@ class Worker:
         """("done", replies and new private states of a chunk), or what went wrong."""
         return answer(lambda: tuple(map(sent, self.place.visit(job, self._got(messages), self._got(states)))))
 
-    def _begin(self, place: bytes, x: Arrays, y: Arrays, dtype: torch.dtype, gpu: bool) -> Hello:
+    def _begin(self, place: Workplace, x: Arrays, y: Arrays, dtype: torch.dtype, gpu: bool) -> Hello:
         warnings.filterwarnings("ignore", message=_READ_ONLY)
         torch.set_num_threads(1)
         torch.set_default_dtype(dtype)
-        found: Workplace = cloudpickle.loads(place)
         self.device = torch.device("cuda" if gpu else "cpu")
-        for task in found.tasks:
+        for task in place.tasks:
             task.to(self.device)
-        self.place = replace(found, plan=replace(found.plan, x=self._tensor(x), y=self._tensor(y)))
+        self.place = replace(place, plan=replace(place.plan, x=self._tensor(x), y=self._tensor(y)))
         node = sys.modules["ray"].get_runtime_context().get_node_id()
         return Hello(node, versions())
 
