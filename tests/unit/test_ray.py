@@ -145,6 +145,7 @@ def test_what_was_lost_in_a_round_is_computed_elsewhere(
         if what == "machine":
             cluster.remove_node(doomed, allow_graceful=False)
         else:
+            (tmp_path / "stop").unlink()  # its successor may begin there in the same round
             os.kill(int((tmp_path / "held").read_text()), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -153,12 +154,10 @@ def test_what_was_lost_in_a_round_is_computed_elsewhere(
         shared.step()
     finally:
         killer.join()
-    assert node in crew.lost
-    assert len(crew.actors) == 3
-    assert node not in module.computed_at()
-    (tmp_path / "stop").unlink()
-    shared.step()
+    assert (tmp_path / "held").exists()
     if what == "machine":
+        shared.step()
+        assert [actor.node == node for actor in crew.actors] == [False] * 3
         assert node not in module.computed_at()
     else:
         wait_until(lambda: len(grown(crew, shared)) == 4)  # the machine is there: a successor has begun
