@@ -3,8 +3,8 @@
 100 devices with 600 random samples each, 10 of them per round, one epoch of batches of 20, SGD 0.1. M1 is the
 perceptron 784-200-BN-200-10, M2 a network of two convolutions with batch norm on 1x28x28, M3 logistic regression
 784-10, M4 PerFit's network of three convolutions on 3x20x20. Every contestant is a process of its own that trains one
-round when it is told to: tierfed, then the peer, then tierfed again; nobody trains while another is timed. Nothing is
-evaluated. docs/performance.md says what the numbers mean.
+round when it is told to: rounds of tierfed for a second, then of the peer, then of tierfed again; nobody trains while
+another is timed. Nothing is evaluated. docs/performance.md says what the numbers mean.
 
 Peers: `loop` (one nn.Module, torch.optim.SGD, average), `flower` (flwr over Ray), `pfl`, `fedjax`. The last three:
 pip install "tierfed[bench]", in an environment of their own where their versions do not go with others.
@@ -107,11 +107,11 @@ def race(
             two.append(stack.enter_context(Contestant(job, pythons[job.side])))
             two[-1].round()
         seconds: tuple[list[float], list[float]] = ([], [])
-        for r in range(options.warmup + options.rounds):
-            tell(f"round {r + 1} of {options.warmup + options.rounds}")
+        for r in range(options.rounds):
+            tell(f"turn {r + 1} of {options.rounds}")
             for contestant, taken in zip(two, seconds, strict=True):
-                taken.append(contestant.round())
-        mine, theirs = (statistics.median(taken[options.warmup :]) for taken in seconds)
+                taken.append(contestant.turn(options.turn))
+        mine, theirs = (statistics.median(taken) for taken in seconds)
         return {
             "work": peer.work,
             "peer": peer.side,
@@ -221,8 +221,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=["fedavg"],
         help=f"of {','.join(ALGORITHMS)}; others than fedavg against the loop alone",
     )
-    parser.add_argument("--rounds", type=_positive, default=7, help="timed rounds of each")
-    parser.add_argument("--warmup", type=_natural, default=2, help="rounds after the first one that do not count")
+    parser.add_argument("--rounds", type=_positive, default=7, help="turns of each, whose median counts")
+    parser.add_argument(
+        "--turn", type=float, default=1.0, help="seconds of rounds in a turn, at least; one round or more"
+    )
     parser.add_argument(
         "--threads", type=_numbers, default=None, help="of loop, pfl and fedjax; 1, and for pictures all"
     )
@@ -263,10 +265,6 @@ def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: wanted a number from 1 on")
     return int(text)
-
-
-def _natural(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
 
 
 def _numbers(text: str) -> list[int]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import tempfile
 import time
@@ -48,15 +49,27 @@ class Contestant:
         self.close()
 
     def round(self) -> float:
-        """Seconds of one more round, as the contestant has measured it; afterwards its memory is looked at.
+        """Seconds of one more round, as the contestant has measured it.
 
         :raises ContestantError: it has died
         """
         seconds = self.ask("seconds")
         if not self.startup_seconds:
             self.startup_seconds = time.perf_counter() - self._begun
-        self.rss_mb = max(self.rss_mb, resident_mb(self._process.pid))
         return seconds
+
+    def turn(self, least: float) -> float:
+        """The median round of a turn, in which rounds follow one another for `least` seconds. The first one does not
+        count: memory and processor were the other's. Afterwards the memory is looked at.
+
+        :raises ContestantError: it has died
+        """
+        self.round()
+        taken = [self.round()]
+        while sum(taken) < least:
+            taken.append(self.round())
+        self.rss_mb = max(self.rss_mb, resident_mb(self._process.pid))
+        return statistics.median(taken)
 
     def ask(self, what: str) -> float:
         """Has it train a round, or whatever else its side does; one number of its answer.

@@ -43,6 +43,9 @@ class Choice:
     """Devices at once."""
     workers: int = 1
     """Processes; 0: as many as there will be."""
+    shares: int = 1
+    """Into how many even shares a cohort is cut at least; 0: one for each worker. It decides on the last bits, so a run
+    keeps it, whatever workers it goes on with."""
     bf16: bool = False
     why: str = ""
     gave_way: bool = False
@@ -54,10 +57,10 @@ def possible(tasks: Sequence[Task], device: torch.device) -> dict[str, str]:
     return {name: next(filter(None, (refusal(name, t, device) for t in tasks)), "") for name in KERNELS}
 
 
-def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = "") -> Choice:
+def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = "", shares: int = -1) -> Choice:
     """The choice by rule, or as the config has it; what takes longer than a minute is worth a trial, see `tried`.
 
-    :param kernel: of the run that goes on
+    :param kernel: of the run that goes on; :param shares: likewise
     :raises InputError: bf16 with a kernel that has none, or processes on a GPU
     """
     tasks, device = engine.tasks, torch.device("cuda") if settings.gpus else engine.plan.x.device
@@ -83,7 +86,15 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
     crew = device.type == "cpu" and seconds >= _CREW_SECONDS
     workers = settings.workers or (0 if settings.name == "ray" else _cores() if crew else 1)
     chunk = settings.chunk or min(chunk_of(task, name, device) for task in tasks)
-    return Choice(kernel=name, chunk=chunk, workers=workers, bf16=settings.bf16, why=why, gave_way=gave_way)
+    return Choice(
+        kernel=name,
+        chunk=chunk,
+        workers=workers,
+        shares=workers if shares < 0 else shares,
+        bf16=settings.bf16,
+        why=why,
+        gave_way=gave_way,
+    )
 
 
 def worth_a_trial(settings: EngineSettings, engine: Engine, rounds: int) -> bool:

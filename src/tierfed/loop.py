@@ -133,7 +133,7 @@ def resume(
             data,
             module,
             begun=begun_with(store),
-            kernel=store.meta.get("kernel", ""),
+            computed=store.meta.get("computed"),
             tell=_teller(config, path, watch),
         )
         store.move(world.device)
@@ -173,7 +173,7 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
             None if data is None else dataset(data, config.data.columns),
             None if module is None else as_begun(store, module),
             begun=begun_with(store),
-            kernel=store.meta.get("kernel", ""),
+            computed=store.meta.get("computed"),
         )
         store.move(world.device)
         check_data(store, path, world)

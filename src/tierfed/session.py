@@ -86,7 +86,7 @@ class Session:
         self.scores, self.margins = headline(rows), margins(rows)
         self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
         if world.engine_name != "serial":
-            self.constant["kernel"] = world.choice.kernel
+            self.constant["computed"] = {"kernel": world.choice.kernel, "shares": world.choice.shares}
         begun = with_parents(world.topology, store, BEGUN)
         self.placed = begun is not world.topology
         self.world = replace(world, topology=begun)

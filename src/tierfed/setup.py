@@ -115,6 +115,7 @@ class World:
         )
         if isinstance(engine, Vectorized):
             engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
+            engine.shares = self.choice.shares
             engine.bf16 = self.choice.bf16
         if isinstance(engine, Vectorized) and self.engine_name == "ray":
             asked = self.config.engine
@@ -137,7 +138,7 @@ def prepare(
     module: nn.Module | None = None,
     *,
     begun: Mapping[str, Params] | None = None,
-    kernel: str = "",
+    computed: Mapping[str, Any] | None = None,
     draft: bool = False,
     tell: Tell | None = None,
 ) -> World:
@@ -146,7 +147,7 @@ def prepare(
     :param data: a data set at hand, in the place of data.source
     :param module: a model at hand, in the place of model.name
     :param begun: `World.begun` of the run that goes on
-    :param kernel: of the run that goes on
+    :param computed: how the run that goes on was computed: its kernel, and the shares of a cohort
     :param draft: nothing is trained here and no sample generated: a world to look at, not to run
     :param tell: is told every two seconds how far a training is
     :raises InputError: whatever does not fit, before anything is written
@@ -228,16 +229,16 @@ def prepare(
         kinds=kinds,
     )
     world = world if config.offload.mode == "none" else offloaded(world)
-    return world if world.engine_name == "serial" else replace(world, choice=_choice(world, kernel, draft, tell))
+    return world if world.engine_name == "serial" else replace(world, choice=_choice(world, computed, draft, tell))
 
 
-def _choice(world: World, kernel: str, draft: bool, tell: Tell | None) -> Choice:
+def _choice(world: World, computed: Mapping[str, Any] | None, draft: bool, tell: Tell | None) -> Choice:
     """How the visits of a run are computed."""
     settings, rounds, engine = world.config.engine, world.config.run.rounds, world.engine(MemoryStore())
-    choice = choose(settings, engine, rounds, kernel)
+    choice = choose(settings, engine, rounds, **(computed or {}))
     if choice.gave_way and tell is not None:
         tell(choice.why)
-    if kernel or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, engine, rounds):
+    if computed or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, engine, rounds):
         return choice
     with on_threads(threads(world.config, [t.module for t in world.tasks])):
         return tried(choice, settings, engine, tell)

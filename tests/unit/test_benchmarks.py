@@ -32,7 +32,7 @@ def package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_line_for_every_work_and_peer() -> None:
-    arguments = "--works M3 --peers loop --rounds 1 --warmup 0 --devices 4 --cohorts 2 --samples 20 --folder --json"
+    arguments = "--works M3 --peers loop --rounds 1 --turn 0 --devices 4 --cohorts 2 --samples 20 --folder --json"
     command = [sys.executable, "-W", "error", str(ROOT / "benchmarks/peers.py"), *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -51,6 +51,7 @@ class Vectorized(Engine):
     chunk: int = 256
     workers: int = 1
     kernel: str = "vmap"
+    shares: int = 0
     bf16: bool = False
     hire: Callable[[Workplace], Crew] | None = None  # in the place of processes beside this one
 
@@ -273,12 +274,12 @@ class Vectorized(Engine):
         side by side.
         """
         kinds, widths, work = self._kinds(ids), self.plan.widths[ids], self.plan.work(ids, self.algorithm)
-        out = []
+        out, shares = [], self.shares or self.crew.workers
         for kind, width in sorted(set(zip(kinds.tolist(), widths.tolist(), strict=True))):
             same = np.flatnonzero((kinds == kind) & (widths == width))
             same = same[np.argsort(-work[same], kind="stable")]
-            rounds = -(-len(same) // (self.chunk * self.crew.workers))
-            out += np.array_split(same, min(len(same), rounds * self.crew.workers))
+            rounds = -(-len(same) // (self.chunk * shares))
+            out += np.array_split(same, min(len(same), rounds * shares))
         return out
 
 
