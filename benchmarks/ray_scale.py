@@ -3,7 +3,7 @@
     python benchmarks/ray_scale.py --workers 2 --json
 
 The perceptron 784-200-BN-200-10 (M1 of benchmarks/rounds.py), 100 devices with 600 random samples each, 10 of them per
-round, one epoch of batches of 20, SGD 0.1, nothing evaluated. The two take turns, round by round, with the same chunks
+round, one epoch of batches of 20, SGD 0.1, nothing evaluated. The two take turns of a second, with the same chunks
 of devices, so they train to the same bits; the table shows medians and what Ray adds.
 """
 
@@ -45,6 +45,15 @@ def timed(step: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def turn(step: Callable[[], object], least: float) -> float:
+    """The median of rounds that follow one another for some seconds; the first one, after idling, does not count."""
+    step()
+    taken = [timed(step)]
+    while sum(taken) < least:
+        taken.append(timed(step))
+    return statistics.median(taken)
+
+
 def measure(options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
     """Median seconds per round of both, and the largest difference of their models."""
     plan = make_plan(options.devices, options.samples)
@@ -53,15 +62,15 @@ def measure(options: argparse.Namespace, tell: Callable[[str], None]) -> dict[st
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     try:
         begin = {name: timed(engine.open) for name, engine in engines.items()}
-        for r in range(options.warmup + options.rounds):
-            tell(f"round {r + 1} of {options.warmup + options.rounds}")
+        for r in range(options.rounds):
+            tell(f"turn {r + 1} of {options.rounds}")
             for name, engine in engines.items():
-                seconds[name].append(timed(engine.step))
+                seconds[name].append(turn(engine.step, options.turn))
     finally:
         for engine in engines.values():
             engine.close()
     models = [engine.kept(0, 0)["params"] for engine in engines.values()]
-    medians = {name: statistics.median(s[options.warmup :]) for name, s in seconds.items()}
+    medians = {name: statistics.median(s) for name, s in seconds.items()}
     return {
         "workers": options.workers,
         "polled": options.polled,
@@ -79,8 +88,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="of each of the two")
     parser.add_argument("--polled", type=int, default=POLLED, help="devices per round")
-    parser.add_argument("--rounds", type=int, default=21, help="timed rounds of each")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds before that do not count")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each, whose median counts")
+    parser.add_argument("--turn", type=float, default=1.0, help="seconds of rounds in a turn, at least")
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--address", default="", help="of a Ray cluster; empty: one of this machine")

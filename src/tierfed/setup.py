@@ -240,7 +240,8 @@ def _choice(world: World, computed: Mapping[str, Any] | None, draft: bool, tell:
         tell(choice.why)
     if computed or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, engine, rounds):
         return choice
-    with on_threads(threads(world.config, [t.module for t in world.tasks])):
+    alone = threads(world.config, [t.module for t in world.tasks])
+    with on_threads(alone if choice.workers == 1 else 1):  # as many as it will have
         return tried(choice, settings, engine, tell)
 
 
