@@ -13,7 +13,7 @@ import pytest
 from cli.shell import Shell, begin, content, kill, process, records, wait_for
 
 JOBFED = (
-    *("-a", "jobfed", "--set", "algorithm.epochs=40", "--set", "algorithm.stopping=none", "--set", "run.rounds=7"),
+    *("-a", "jobfed", "--set", "algorithm.epochs=150", "--set", "algorithm.stopping=none", "--set", "run.rounds=7"),
     *("--set", "topology.participation=0.6", "--set", "algorithm.lr=0.02"),
 )
 

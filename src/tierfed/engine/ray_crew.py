@@ -306,7 +306,7 @@ class _Call:
         self.tries.update(had)
         if self.tries[i] >= _TRIES:
             raise InputError(
-                f"the visits of {len(self.jobs[i].ids)} devices have lost their Ray worker {_TRIES} times ({why}); if "
+                f"a chunk of devices ({len(self.jobs[i].ids)}) has lost its Ray worker {_TRIES} times ({why}); if "
                 "memory was short, take fewer workers (engine.workers) or devices at once (engine.chunk), then "
                 f"{_RESUME}"
             )

@@ -165,17 +165,24 @@ class Vectorized(Engine):
             up, each[awake] = self._answer(to, kids[awake], down.of(awake), burst.tick)
             up = up.at(awake, n)
         answered = each[:, 1] > 0
+        owing = answered & self._owing(to, kids) if "owed" in up else np.zeros(n, bool)
         size, late = np.zeros(n, np.int64), np.zeros(n, bool)
         if answered.any():
-            if "owed" in up:
+            if owing.any():
                 up = self._with_owed(to, kids, up.whole(), answered, each[:, unit])
             size = up.bytes() * answered
             late[answered] = self.late(to, kids[answered], sent[answered], size[answered], burst.tick)
         heard = self.settle(depth, to, kids, sent, size, answered, late, burst.tick, burst.walks)
-        if "owed" in up:
-            for j, reply in up.singles():
-                self.book_owed(to, int(kids[j]), {"owed": reply["owed"]}, float(each[j, unit]), bool(heard[j]))
+        unsettled = owing | (answered & ~heard if "owed" in up else np.zeros(n, bool))
+        booked = np.flatnonzero(unsettled)
+        owed = up.whole()["owed"] if len(booked) else {}
+        for j in booked:
+            self.book_owed(to, int(kids[j]), {"owed": row(owed, int(j))}, float(each[j, unit]), bool(heard[j]))
         return up, each, heard
+
+    def _owing(self, level: int, kids: Ids) -> Flags:
+        """Which nodes owe increments that were not heard [H]."""
+        return np.array([self.store.get(f"owed{level}", int(i)) is not None for i in kids], bool)
 
     def _with_owed(self, level: int, kids: Ids, up: Tree, answered: Flags, weights: Weights) -> Up:
         """Replies with what nodes still owe."""
