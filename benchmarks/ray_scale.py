@@ -66,6 +66,9 @@ def measure(options: argparse.Namespace, tell: Callable[[str], None]) -> dict[st
             tell(f"turn {r + 1} of {options.rounds}")
             for name, engine in engines.items():
                 seconds[name].append(turn(engine.step, options.turn))
+        for engine in engines.values():  # models are compared after as many rounds
+            while engine.round < max(e.round for e in engines.values()):
+                engine.step()
     finally:
         for engine in engines.values():
             engine.close()
