@@ -150,11 +150,6 @@ def test_examples_run(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_benchmark_runs(tmp_path: Path) -> None:
-    said = start(ROOT / "benchmarks/rounds.py", tmp_path, "--rounds", "1", "--devices", "12", "--samples", "40")
-    assert [said.count(name) for name in ("M1", "M3", "serial", "vectorized")] == [3, 3, 2, 2]
-
-
 def test_the_benchmark_of_many_devices_runs(tmp_path: Path) -> None:
     """200 devices: 100 of them in a round, all are evaluated."""
     small = ("--devices", "200", "--cohort", "100", "--rounds", "2", "--evaluated", "0", "--json")

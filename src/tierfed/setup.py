@@ -25,7 +25,7 @@ from tierfed.checks import (
     check_tree,
     machine_bytes,
 )
-from tierfed.choice import Choice, choose, tried, worth_a_trial
+from tierfed.choice import Choice, choose, round_seconds, tried, worth_a_trial
 from tierfed.clock import Clock
 from tierfed.config import Config
 from tierfed.cost import Edge
@@ -235,10 +235,11 @@ def prepare(
 def _choice(world: World, computed: Mapping[str, Any] | None, draft: bool, tell: Tell | None) -> Choice:
     """How the visits of a run are computed."""
     settings, rounds, engine = world.config.engine, world.config.run.rounds, world.engine(MemoryStore())
-    choice = choose(settings, engine, rounds, **(computed or {}))
+    seconds = rounds * round_seconds(engine)
+    choice = choose(settings, engine, seconds, **(computed or {}))
     if choice.gave_way and tell is not None:
         tell(choice.why)
-    if computed or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, engine, rounds):
+    if computed or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, seconds):
         return choice
     alone = threads(world.config, [t.module for t in world.tasks])
     with on_threads(alone if choice.workers == 1 else 1):  # as many as it will have

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tierfed
-from tierfed.choice import Choice, choose, tried, visits, worth_a_trial
+from tierfed.choice import Choice, choose, round_seconds, tried, visits, worth_a_trial
 from tierfed.config import EngineSettings
 from tierfed.engine import Vectorized
 from tierfed.errors import InputError
@@ -88,13 +88,14 @@ def test_bf16_goes_with_one_kernel() -> None:
 
 def test_short_runs_begin_no_processes_and_long_ones_do() -> None:
     some = engine(model={"name": "mlp"})
-    assert choose(EngineSettings(), some, rounds=1).workers == 1
-    assert choose(EngineSettings(workers=3), some, rounds=1).workers == 3
-    many = choose(EngineSettings(), some, rounds=10**7)
+    assert 0 < round_seconds(some) < 1
+    assert choose(EngineSettings(), some, seconds=1).workers == 1
+    assert choose(EngineSettings(workers=3), some, seconds=1).workers == 3
+    many = choose(EngineSettings(), some, seconds=1000)
     assert many.workers == len(os.sched_getaffinity(0))
-    assert not worth_a_trial(EngineSettings(), some, rounds=1)
-    assert worth_a_trial(EngineSettings(), some, rounds=10**7)
-    assert not worth_a_trial(EngineSettings(kernel="vmap"), some, rounds=10**7)
+    assert not worth_a_trial(EngineSettings(), seconds=1)
+    assert worth_a_trial(EngineSettings(), seconds=1000)
+    assert not worth_a_trial(EngineSettings(kernel="vmap"), seconds=1000)
 
 
 def test_visits_of_a_round() -> None:
@@ -116,6 +117,29 @@ def test_a_trial_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert again.why == first.why.replace("measured", "remembered")
     other = engine(model={"name": "mlp"}, algorithm={"name": "fedprox"})
     assert tried(Choice(), EngineSettings(), other, None).why.startswith("measured")
+
+
+class Branching(nn.Module):
+    """A convolution, and a branch that depends on the data: vmap cannot map it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv1d(6, 3, 5), nn.Linear(3, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.layer(x).mean(-1)
+        return self.head(-out if bool(out.sum() > 0) else out)  # type: ignore[no-any-return]
+
+
+def test_a_trial_outlives_a_kernel_that_cannot_run_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    some = world(Branching()).engine(MemoryStore())
+    assert isinstance(some, Vectorized)
+    for how in ("measured", "remembered"):
+        choice = tried(Choice(), EngineSettings(), some, None)
+        assert choice.kernel == "loop"
+        assert choice.why.startswith(how)
+        assert choice.why.endswith("vmap inf")
 
 
 def test_a_damaged_memory_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

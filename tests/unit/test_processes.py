@@ -128,6 +128,8 @@ class Failing(nn.Module):
         if os.getpid() != self.home:
             if self.how == "memory":
                 raise MemoryError
+            if self.how == "format":
+                raise RuntimeError("unsupported memory format")
             if self.how == "allocator":
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
             raise ZeroDivisionError("by the user")
@@ -142,9 +144,13 @@ def test_a_worker_without_memory_says_what_to_do(how: str) -> None:
     assert pids(engine) == []
 
 
-def test_an_error_in_a_visit_is_shown_with_its_place() -> None:
-    engine = engine_of("fedavg", 2, "flat", "loop", Task(Failing("otherwise").double()))
-    with pytest.raises(RuntimeError, match="ZeroDivisionError: by the user"):
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("otherwise", "ZeroDivisionError: by the user"), ("format", "RuntimeError: unsupported memory format")],
+)
+def test_an_error_in_a_visit_is_shown_with_its_place(how: str, said: str) -> None:
+    engine = engine_of("fedavg", 2, "flat", "loop", Task(Failing(how).double()))
+    with pytest.raises(RuntimeError, match=said):
         engine.step()
     assert pids(engine) == []
 

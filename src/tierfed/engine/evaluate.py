@@ -80,12 +80,17 @@ def together(engine: Engine, kind: int) -> bool:
         return False
     module = engine.tasks[kind].module
     slower = engine.plan.x.device.type == "cpu" and convolves(module)
-    return not slower and not any(isinstance(m, _RECURRENT) for m in module.modules())
+    return not slower and not recurs(module)
 
 
 def convolves(module: nn.Module) -> bool:
     """Whether a model has convolutions."""
     return any(isinstance(m, _CONVOLUTIONS) for m in module.modules())
+
+
+def recurs(module: nn.Module) -> bool:
+    """Whether a model has recurrent layers."""
+    return any(isinstance(m, _RECURRENT) for m in module.modules())
 
 
 def mixes(module: nn.Module) -> bool:
