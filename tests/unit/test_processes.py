@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import zygote
 from laws.cases import CASES, task_of
 from laws.world import MODES, evaluated, happened, small_plan, trees
 from support import apart, gap, make_engine
@@ -150,27 +150,20 @@ def test_an_error_in_a_visit_is_shown_with_its_place() -> None:
 
 
 PARENT = """
-import sys
+import signal
 from unit.test_processes import engine_of, pids
 engine = engine_of("fedavg", 2)
 engine.step()
 print(*pids(engine), flush=True)
-sys.stdin.read()
+signal.pause()
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(number: signal.Signals) -> None:
-    tests = str(Path(__file__).parents[1])
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *filter(None, sys.path)])},
-    )
-    with parent:
-        assert parent.stdout is not None
+    tests = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with zygote.start("-c", PARENT, cwd=tests, env=env) as parent:
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
         assert not any(gone(p) for p in workers)
