@@ -140,15 +140,42 @@ def _workers(parent: int) -> list[int]:
     return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
+HELD = """
+import time
+from pathlib import Path
+
+from tierfed.pool import _Parent
+
+computed = 0
+
+
+def loss(out, y):
+    global computed
+    computed += 1
+    while computed > 40 and Path("hold").exists() and not (_Parent.stop and _Parent.stop.is_set()):
+        time.sleep(0.02)
+    return -out.log_softmax(1).gather(1, y[:, None])[:, 0]
+"""
+
+
 def test_a_grid_that_is_disturbed_three_times(shell: Shell) -> None:
-    """A process of it dies, Ctrl-C, kill -9: each time it goes on, and every run ends with the same bits."""
-    grid = ("-a", "fedavg,local", "--seeds", "0,1", "--set", "algorithm.epochs=20", "--rounds", "8", "--no-report")
+    """A process of it dies, Ctrl-C, kill -9: each time it goes on, and every run ends with the same bits.
+
+    While `hold` exists a process of the grid computes 40 steps, which is two rounds of twelve, and waits until the grid
+    has heard of Ctrl-C: no run comes to its end before the grid is disturbed, however slow this process is.
+    """
+    (shell.folder / "held.py").write_text(HELD)
+    grid = (
+        *("-a", "fedavg,local", "--seeds", "0,1", "--rounds", "12", "--no-report", "--set", "model.loss=held:loss"),
+        *("--set", "algorithm.epochs=5", "--set", "engine.kernel=vmap"),
+    )
     shell.good("run", "toy.toml", *grid, "--set", "run.jobs=1", "--out", "whole")
 
+    (shell.folder / "hold").touch()
     child = begin(shell.folder, "run", "toy.toml", *grid, "--set", "run.jobs=2", "--out", "g")
-    wait_for(child, "round 1/8")
+    wait_for(child, "round 1/12")
     os.kill(_workers(child.pid)[0], signal.SIGKILL)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=120)
     assert child.returncode == 2
     assert err.startswith("error: a process died")
     assert "`tierfed resume g` goes on" in err
@@ -157,15 +184,16 @@ def test_a_grid_that_is_disturbed_three_times(shell: Shell) -> None:
     child = begin(shell.folder, "resume", "g", "--no-report")
     wait_for(child, ": round ")
     os.killpg(child.pid, signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=120)
     assert child.returncode == 130
     assert err == "stopped; go on with: tierfed resume g\n"
 
     child = begin(shell.folder, "resume", "g", "--no-report")
     wait_for(child, ": round ")
     kill(child)  # its workers must not stay behind: they hold the pipe that this waits for
-    assert not (shell.folder / "g" / "local-s1" / "metrics.parquet").exists()
+    assert not list((shell.folder / "g").glob("local-s*/metrics.parquet"))
     _wait_until_free(shell.folder / "g")
+    (shell.folder / "hold").unlink()
 
     (shell.folder / "g" / "grid.json").unlink()  # as if it had not been written yet
     (shell.folder / "g" / "local-s1").mkdir(exist_ok=True)  # as if it had just been made
