@@ -48,6 +48,7 @@ def cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # the workers' machines have our code
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as there, where Ray takes 127.0.0.1
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+        patch.setattr(ray_crew, "_BEGIN_SECONDS", 240.0)  # on a loaded machine
         made = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
         made.add_node(num_cpus=1)
         joined = Cluster(made.address, 0, 0)
@@ -118,14 +119,22 @@ class Watched(nn.Module):
         return set((self.folder / "where").read_text().split())
 
 
+@pytest.fixture
+def doomed(cluster: Any) -> Iterator[Any]:
+    """One more machine with one processor, until the end of the test at the latest."""
+    node = cluster.add_node(num_cpus=1)
+    yield node
+    if node in cluster.worker_nodes:
+        cluster.remove_node(node)
+
+
 @pytest.mark.parametrize("what", ["machine", "process"])
 def test_what_was_lost_in_a_round_is_computed_elsewhere(
-    engines: list[Vectorized], cluster: Any, tmp_path: Path, what: str
+    engines: list[Vectorized], cluster: Any, doomed: Any, tmp_path: Path, what: str
 ) -> None:
     """The last of the machines, or its worker, is killed while it computes a visit."""
     import ray
 
-    doomed = cluster.add_node(num_cpus=1)
     torch.manual_seed(0)
     module = Watched(tmp_path)
     task = Task(module.double())
