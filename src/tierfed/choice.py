@@ -27,8 +27,10 @@ from tierfed.task import Task
 from tierfed.tree import nbytes, stack
 
 _CACHE_BYTES, _GPU_BYTES = 13 << 18, 1 << 30  # a processor's second cache and a half; a small part of a GPU
+_ONE_BY_ONE_BYTES = 1 << 26  # of models that are trained one after the other, and handed over together
 _MOST_AT_ONCE, _IN_TURN = 256, 8
 _FLOPS, _STEP_SECONDS = 2e10, 2e-4  # of one core, roughly: what decides whether processes or a trial pay
+_MOST_THREADS = 4  # beyond, what Python does between the trainings of a round, in one thread, takes too long
 _CREW_SECONDS, _TRIAL_SECONDS = 20.0, 60.0
 _TRIAL_STEPS, _TRIALS = 4, 3
 
@@ -82,8 +84,9 @@ def choose(settings: EngineSettings, engine: Engine, seconds: float, kernel: str
             f"engine.workers = {settings.workers}, but a GPU is shared by no processes; leave workers out, or set "
             "run.device = 'cpu'"
         )
-    crew = device.type == "cpu" and seconds >= _CREW_SECONDS
-    workers = settings.workers or (0 if settings.name == "ray" else _cores() if crew else 1)
+    enough = name == "native" and cores() <= _MOST_THREADS  # threads of this process train as fast as other processes
+    crew = device.type == "cpu" and seconds >= _CREW_SECONDS and not enough
+    workers = settings.workers or (0 if settings.name == "ray" else cores() if crew else 1)
     chunk = settings.chunk or min(chunk_of(task, name, device) for task in tasks)
     return Choice(
         kernel=name,
@@ -96,9 +99,12 @@ def choose(settings: EngineSettings, engine: Engine, seconds: float, kernel: str
     )
 
 
-def worth_a_trial(settings: EngineSettings, seconds: float) -> bool:
-    """Whether kernels should be compared before the first round of a run that takes so long on one core."""
-    return settings.kernel == "auto" and not settings.bf16 and not settings.gpus and seconds >= _TRIAL_SECONDS
+def worth_a_trial(settings: EngineSettings, seconds: float, choice: Choice) -> bool:
+    """Whether kernels should be compared before the first round of a run that takes so long on one core: not where
+    the rule has found the one that is the fastest wherever it runs.
+    """
+    free = settings.kernel == "auto" and not settings.bf16 and not settings.gpus
+    return free and choice.kernel != "native" and seconds >= _TRIAL_SECONDS
 
 
 def tried(choice: Choice, settings: EngineSettings, engine: Vectorized, tell: Callable[[str], None] | None) -> Choice:
@@ -124,13 +130,15 @@ def chunk_of(task: Task, kernel: str, device: torch.device) -> int:
     """Devices per chunk: their models together stay in a processor's cache, or fill a small part of a GPU."""
     if kernel not in BATCHED:
         return _IN_TURN
-    room = _GPU_BYTES if device.type == "cuda" else _CACHE_BYTES
+    room = _GPU_BYTES if device.type == "cuda" else _ONE_BY_ONE_BYTES if kernel == "native" else _CACHE_BYTES
     return min(max(4, room // max(1, nbytes(task.init()))), _MOST_AT_ONCE)
 
 
 def _rule(tasks: Sequence[Task], device: torch.device, refused: dict[str, str]) -> tuple[str, str]:
     if any(recurs(task.module) for task in tasks):
         return "loop", "recurrent layers have no batched form"
+    if not refused["native"]:
+        return "native", "a chain of layers that C code knows"
     if not refused["fused"]:
         return "fused", "a chain of dense layers"
     if device.type == "cpu" and any(convolves(task.module) for task in tasks):
@@ -163,7 +171,7 @@ def visits(engine: Engine) -> float:
     return polled
 
 
-def _cores() -> int:
+def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

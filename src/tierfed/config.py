@@ -47,7 +47,7 @@ class EngineSettings:
     name: Literal["auto", "serial", "vectorized", "ray"] = "auto"
     """serial: one node after the other, every message through the codec, the reference; ray: vectorized, devices being
     trained by Ray workers on any number of machines; "auto": vectorized, where the run allows it."""
-    kernel: Literal["auto", "loop", "vmap", "fused", "compile", "graphs"] = "auto"
+    kernel: Literal["auto", "loop", "vmap", "fused", "native", "compile", "graphs"] = "auto"
     """How the vectorized engine trains: loop, one device after the other; vmap, many models as one; fused, by hand for
     chains of dense layers; compile, vmap through torch.compile; graphs, CUDA graphs of fused. "auto": by the kind of
     the model, and by a trial where a run takes longer than a minute."""

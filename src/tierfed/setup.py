@@ -25,7 +25,7 @@ from tierfed.checks import (
     check_tree,
     machine_bytes,
 )
-from tierfed.choice import Choice, choose, round_seconds, tried, worth_a_trial
+from tierfed.choice import Choice, choose, cores, round_seconds, tried, worth_a_trial
 from tierfed.clock import Clock
 from tierfed.config import Config
 from tierfed.cost import Edge
@@ -116,7 +116,7 @@ class World:
         if isinstance(engine, Vectorized):
             engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
             engine.shares = self.choice.shares
-            engine.bf16 = self.choice.bf16
+            engine.bf16, engine.threads = self.choice.bf16, self.config.run.threads or cores()
         if isinstance(engine, Vectorized) and self.engine_name == "ray":
             asked = self.config.engine
             engine.hire = partial(RayCrew, workers=asked.workers, address=asked.address, gpus=asked.gpus, tell=tell)
@@ -239,7 +239,7 @@ def _choice(world: World, computed: Mapping[str, Any] | None, draft: bool, tell:
     choice = choose(settings, engine, seconds, **(computed or {}))
     if choice.gave_way and tell is not None:
         tell(choice.why)
-    if computed or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, seconds):
+    if computed or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, seconds, choice):
         return choice
     alone = threads(world.config, [t.module for t in world.tasks])
     with on_threads(alone if choice.workers == 1 else 1):  # as many as it will have

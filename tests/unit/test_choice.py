@@ -44,7 +44,7 @@ class Recurrent(nn.Module):
         return self.head(self.cells(x)[0][:, -1])  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("model", "kernel"), [("mlp", "fused"), ("cnn1d", "loop"), ("mclr", "fused")])
+@pytest.mark.parametrize(("model", "kernel"), [("mlp", "native"), ("cnn1d", "loop"), ("mclr", "native")])
 def test_by_the_kind_of_the_model(model: str, kernel: str) -> None:
     choice = world(model={"name": model}).choice
     assert (choice.kernel, choice.workers) == (kernel, 1)
@@ -81,21 +81,32 @@ def test_an_unknown_kernel() -> None:
 
 
 def test_bf16_goes_with_one_kernel() -> None:
-    with pytest.raises(InputError, match=r"engine.bf16 goes with the kernel 'loop' alone, .* 'fused'"):
+    with pytest.raises(InputError, match=r"engine.bf16 goes with the kernel 'loop' alone, .* 'native'"):
         world(model={"name": "mlp"}, engine={"bf16": True})
     assert world(model={"name": "cnn1d"}, engine={"bf16": True}).choice.bf16
 
 
 def test_short_runs_begin_no_processes_and_long_ones_do() -> None:
-    some = engine(model={"name": "mlp"})
+    some = engine(model={"name": "cnn1d"})
     assert 0 < round_seconds(some) < 1
     assert choose(EngineSettings(), some, seconds=1).workers == 1
     assert choose(EngineSettings(workers=3), some, seconds=1).workers == 3
     many = choose(EngineSettings(), some, seconds=1000)
     assert many.workers == len(os.sched_getaffinity(0))
-    assert not worth_a_trial(EngineSettings(), seconds=1)
-    assert worth_a_trial(EngineSettings(), seconds=1000)
-    assert not worth_a_trial(EngineSettings(kernel="vmap"), seconds=1000)
+    assert not worth_a_trial(EngineSettings(), seconds=1, choice=Choice())
+    assert worth_a_trial(EngineSettings(), seconds=1000, choice=Choice())
+    assert not worth_a_trial(EngineSettings(kernel="vmap"), seconds=1000, choice=Choice())
+
+
+def test_c_needs_neither_processes_nor_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of one process do as well, where they are few."""
+    some = engine(model={"name": "mlp"})
+    found = choose(EngineSettings(), some, seconds=1000)
+    assert not worth_a_trial(EngineSettings(), seconds=1000, choice=found)
+    monkeypatch.setattr("tierfed.choice.cores", lambda: 4)
+    assert choose(EngineSettings(), some, seconds=1000).workers == 1
+    monkeypatch.setattr("tierfed.choice.cores", lambda: 16)
+    assert choose(EngineSettings(), some, seconds=1000).workers == 16
 
 
 def test_visits_of_a_round() -> None:
@@ -108,7 +119,7 @@ def test_a_trial_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     some, told = engine(model={"name": "mlp"}), list[str]()
     first = tried(Choice(), EngineSettings(), some, told.append)
-    assert told == ["trying kernels: loop, vmap, fused"]
+    assert told == ["trying kernels: loop, vmap, fused, native"]
     assert first.why.startswith("measured, ms per device and 4 steps: ")
     (known,) = json.loads((tmp_path / "tierfed" / "kernels.json").read_text()).values()
     assert first.kernel == min(known, key=known.__getitem__)
@@ -161,6 +172,6 @@ def test_a_run_goes_on_with_the_kernel_that_it_began_with(tmp_path: Path) -> Non
         "eval": {"post": False},
     }
     first = tierfed.run(tierfed.load_config(tables))
-    assert first.world.choice.kernel == "fused"
+    assert first.world.choice.kernel == "native"
     went_on = tierfed.resume(tmp_path / "r", rounds=2)
-    assert (went_on.world.choice.kernel, went_on.world.choice.why) == ("fused", "as the run began")
+    assert (went_on.world.choice.kernel, went_on.world.choice.why) == ("native", "as the run began")
