@@ -173,9 +173,9 @@ def end_all() -> None:
         _begun.pop().close()
 
 
-def wait_for(child: Child, text: str) -> None:
-    """Until a line of the standard output holds a text."""
-    wait_until(child, lambda line: text in line, text)
+def wait_for(child: Child, text: str) -> str:
+    """The first line of the standard output that holds a text."""
+    return wait_until(child, lambda line: text in line, text)
 
 
 def wait_for_round(child: Child, at_least: int, of: str = "") -> int:
