@@ -1,0 +1,206 @@
+"""Nodes at work: what begins when a process begins, and ends with it."""
+
+import logging
+import os
+import shutil
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tierfed import loop
+from tierfed.augment.gan import Tell
+from tierfed.config import Config
+from tierfed.deploy.engine import Deployed, scores
+from tierfed.deploy.household import Household
+from tierfed.deploy.joining import Door, address, check_world, deployable, find, greeting, run_folder, state_folder
+from tierfed.deploy.journal import Journal
+from tierfed.deploy.member import Member
+from tierfed.deploy.names import CLOUD
+from tierfed.deploy.nodes import Node, say_end
+from tierfed.deploy.transport import Closing, Transport
+from tierfed.engine import Engine
+from tierfed.errors import InputError
+from tierfed.metrics import write_atomic
+from tierfed.result import Result, Watcher
+from tierfed.setup import World, prepare
+from tierfed.store import DiskStore, MemoryStore
+
+_LOG = logging.getLogger(__name__)
+_RUN = "run.id"
+
+
+@dataclass(kw_only=True, eq=False)
+class AtWork:
+    """A fog or a device in this process."""
+
+    node: Node
+    member: Member
+    store: DiskStore | MemoryStore
+    listener: Closing | None = None
+
+    def close(self) -> None:
+        """Ends its connections and lets others at its folder."""
+        self.member.close()
+        if self.node.engine.house is not None:
+            self.node.engine.house.close()
+        if self.listener is not None:
+            self.listener.close()
+        if isinstance(self.store, DiskStore):
+            self.store.close()
+
+
+@dataclass(kw_only=True, eq=False)
+class Nodes:
+    """All nodes of this process."""
+
+    at_work: list[AtWork] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, seconds: float = 0.5) -> bool:
+        """Until the run is over or somebody stops the process; whether the run is over.
+
+        :raises InputError: a node cannot go on
+        """
+        while not self.stopping.is_set():
+            if all(one.node.over.is_set() for one in self.at_work):
+                return True
+            for one in self.at_work:
+                if one.member.failure is not None:
+                    raise one.member.failure
+            self.stopping.wait(seconds)
+        return False
+
+    def close(self) -> None:
+        """Ends them all."""
+        self.stopping.set()
+        for one in reversed(self.at_work):  # those who would dial again first
+            one.close()
+
+
+def world_of(config: Config) -> World:
+    """The world of a process.
+
+    :raises InputError: whatever does not fit, or cannot be deployed
+    """
+    world = prepare(deployable(config))
+    check_world(world)
+    return world
+
+
+def begin_node(
+    world: World,
+    name: str,
+    tier: str,
+    transport: Transport,
+    *,
+    secure: bool = False,
+    memory: bool = False,
+    anew: bool = False,
+    listen: str = "",
+    parent: str = "",
+    token: str = "",
+    compute: Any = None,
+    store: MemoryStore | None = None,
+) -> AtWork:
+    """A fog or a device that listens, dials and answers.
+
+    :param secure: children must show certificates
+    :param memory: it keeps nothing on disk
+    :param anew: what it has kept is deleted
+    :param listen: where it listens; by default as the config says
+    :param parent: where its parent listens; by default as the config says
+    :param compute: see `Node`
+    :param store: what it has kept, with `memory`
+    :raises InputError: no such node, a damaged state, nobody can listen at its address
+    """
+    me = find(world, name, tier)
+    folder = state_folder(world.config, name)
+    if anew and not memory:
+        shutil.rmtree(folder, ignore_errors=True)
+    kept: DiskStore | MemoryStore = (store or MemoryStore()) if memory else DiskStore(folder)
+    try:
+        if isinstance(kept, DiskStore):
+            kept.verify()
+        journal = Journal(kept)
+        engine = Deployed(world, journal, run=journal.run)
+        if tier == "fog":
+            door = Door(engine=engine, depth=me.level, ident=me.index, secure=secure)
+            engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(me.level), i))
+        one = Node(level=me.level, ident=me.index, engine=engine, journal=journal, compute=compute or threading.Lock())
+        wake = engine.house.wake if engine.house is not None else _nothing
+        member = Member(
+            name,
+            transport,
+            parent or address(world, me.parent),
+            lambda: greeting(world, me, token),
+            one.answer,
+            wake,
+            world.config.deploy.retry_seconds,
+            one.over,
+        )
+        listener = transport.listen(listen or address(world, name), engine.house) if engine.house is not None else None
+    except BaseException:
+        if isinstance(kept, DiskStore):
+            kept.close()
+        raise
+    member.start()
+    return AtWork(node=one, member=member, store=kept, listener=listener)
+
+
+def _nothing() -> None:
+    """Nobody has to be woken."""
+
+
+class Cloud:
+    """The cloud of a run: the same session as in simulation, over an engine whose children are elsewhere."""
+
+    def __init__(self, config: Config, transport: Transport, *, secure: bool = False, listen: str = "") -> None:
+        self.config = deployable(config)
+        self.transport, self.secure, self.address = transport, secure, listen
+        self.engine: Deployed | None = None
+        self.listener: Closing | None = None
+
+    def run(self, watch: Watcher | None = None, folder: bool = True) -> Result:
+        """Begins the run, or goes on with it; until its end.
+
+        :param folder: keep it in its run folder
+        :raises InputError: whatever `tierfed.run` and `tierfed.resume` raise; too few nodes have answered
+        """
+        over, path = loop.Over(self._begin, scores), run_folder(self.config)
+        try:
+            if folder and (path / "config.toml").exists():
+                result = loop.resume(path, rounds=self.config.run.rounds, watch=watch, over=over)
+            else:
+                result = loop.run(self.config, watch=watch, folder=folder, over=over)
+            if self.engine is not None and not result.interrupted:
+                say_end(self.engine, 0)
+            return result
+        finally:
+            if self.engine is not None and self.engine.house is not None:
+                self.engine.house.close()
+            if self.listener is not None:
+                self.listener.close()
+
+    def _begin(self, world: World, store: DiskStore | MemoryStore, tell: Tell | None) -> Engine:
+        check_world(world)
+        world = replace(world, config=replace(world.config, deploy=self.config.deploy))
+        engine = Deployed(world, store, run=_run_name(store))
+        door = Door(engine=engine, depth=0, ident=0, secure=self.secure)
+        engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(0), i))
+        self.engine = engine
+        self.listener = self.transport.listen(self.address or address(world, CLOUD), engine.house)
+        return engine
+
+
+def _run_name(store: DiskStore | MemoryStore) -> str:
+    """What tells this run from every other one, from its beginning on."""
+    fresh = os.urandom(8).hex()
+    if not isinstance(store, DiskStore):
+        return fresh
+    path: Path = store.path.parent / _RUN
+    if not path.exists():
+        if store.meta:
+            raise InputError(f"{path} is missing, without which nobody below knows this run; restore it from a copy")
+        write_atomic(path, fresh)
+    return path.read_text("ascii")

@@ -1,0 +1,103 @@
+"""A whole tree for tests: in this process over the network in memory, or as real processes on loopback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from support import gap
+from tierfed.config import Config, from_table
+from tierfed.deploy.memory import Memory
+from tierfed.deploy.names import tree_nodes
+from tierfed.deploy.process import AtWork, Cloud, Nodes, begin_node, world_of
+from tierfed.loop import Result
+from tierfed.loop import run as simulate
+from tierfed.store import MemoryStore
+from tierfed.tree import Tree
+
+DEVICES, TEAMS, ROWS, FEATURES = 12, 3, 16, 6
+
+
+def arrays() -> dict[str, Any]:
+    """Twelve devices in three teams with unequal numbers of rows; the team turns what decides the label."""
+    rng = np.random.default_rng(11)
+    sizes = rng.integers(ROWS, 2 * ROWS, DEVICES)
+    device = np.repeat(np.arange(DEVICES), sizes)
+    team = np.arange(DEVICES) % TEAMS
+    x = rng.normal(size=(len(device), FEATURES)).astype(np.float32)
+    score = x[:, 0] * np.where(team[device] % 2, 1.0, -1.0) + 0.5 * x[:, 1]
+    return {"x": x, "y": (score > 0).astype(np.int64), "device": device, "team": team[device]}
+
+
+def config(folder: Path, algorithm: dict[str, Any], **tables: dict[str, Any]) -> Config:
+    """A run of three rounds over the data above, which are written into the folder."""
+    path = folder / "data.npz"
+    if not path.exists():
+        np.savez(path, **arrays())
+    base: dict[str, dict[str, Any]] = {
+        "run": {"rounds": 3, "threads": 1, "dtype": "float64", "out": str(folder / "run")},
+        "data": {"source": "npz", "path": str(path), "batch": 6},
+        "model": {"name": "mlp", "options": {"hidden": [6], "batch_norm": algorithm["name"] == "jobfed"}},
+        "algorithm": {"lr": 0.05, **algorithm},
+        "topology": {"teams": "natural", "team_rounds": 2},
+        "eval": {"every": 1},
+        "deploy": {"deadline_seconds": 120.0, "retry_seconds": 0.5},
+    }
+    return from_table({k: {**base.get(k, {}), **tables.get(k, {})} for k in {**base, **tables}})
+
+
+@contextmanager
+def tree(config: Config, network: Memory, memory: bool = True) -> Iterator[dict[str, AtWork]]:
+    """All fogs and devices of a config at work in this process, by name."""
+    nodes, by_name = Nodes(), dict[str, AtWork]()
+    world = world_of(config)
+    try:
+        for one in tree_nodes(world.topology, world.federation.devices):
+            if one.tier != "cloud":  # each with models of its own: they compute at the same time
+                by_name[one.name] = begin_node(world_of(config), one.name, one.tier, network, memory=memory)
+                nodes.at_work.append(by_name[one.name])
+        yield by_name
+    finally:
+        nodes.close()
+
+
+def deploy(config: Config, folder: bool = False) -> tuple[Result, dict[str, Tree], Cloud]:
+    """The result of a cloud, what all nodes have kept, and the cloud."""
+    network = Memory()
+    cloud = Cloud(config, network)
+    try:
+        with tree(config, network) as nodes:
+            result = cloud.run(folder=folder)
+            kept = everything(result, nodes)
+    finally:
+        network.close()
+    return result, kept, cloud
+
+
+def everything(result: Result, nodes: dict[str, AtWork]) -> dict[str, Tree]:
+    """The models and rows of cloud, fogs and devices, as the store of a simulation has them."""
+    out = models_of(result.engine.store)
+    for one in nodes.values():
+        out |= models_of(one.node.journal)
+    return out
+
+
+def models_of(store: Any) -> dict[str, Tree]:
+    """Records of nodes by table and id."""
+    tables = ["own", *(f"{name}{d}" for name in ("kept", "rows") for d in range(4))]
+    return {f"{t}/{i}": store.get(t, i) for t in tables for i in store.ids(t)}
+
+
+def simulated(config: Config) -> tuple[Result, dict[str, Tree]]:
+    """The same run in simulation, one node after the other."""
+    result = simulate(replace(config, engine=replace(config.engine, name="serial")), folder=False)
+    assert isinstance(result.engine.store, MemoryStore)
+    return result, models_of(result.engine.store)
+
+
+def distance(a: dict[str, Tree], b: dict[str, Tree]) -> float:
+    """The largest difference of anything that is kept."""
+    return gap(a, b)
