@@ -22,6 +22,7 @@ from tierfed import config as configs
 from tierfed.catalog import catalog
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
+from tierfed.deploy.commands import cloud, device, fog, health
 from tierfed.deploy.keys_command import keys
 from tierfed.errors import InputError, nearest
 from tierfed.export_command import export
@@ -261,6 +262,8 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 app.command()(export)
 app.add_typer(keys, name="keys")
+for command in (cloud, fog, device, health):
+    app.command()(command)
 
 
 @app.command("reproduce")

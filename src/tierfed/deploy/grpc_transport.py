@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from tierfed.deploy.transport import Closing, Known, Owner, Peer
+from tierfed.deploy.identity import Identity
+from tierfed.deploy.transport import Closing, Owner, Peer
 from tierfed.deployment import DeploySettings
 from tierfed.errors import InputError
 
@@ -24,7 +25,7 @@ _WAITING = 64  # frames for one peer that are not on their way yet
 _DIAL_SECONDS = 10.0
 _CLOSE_SECONDS = 2.0
 
-Who = Callable[[Mapping[str, Sequence[bytes]]], Known]
+Who = Callable[[Mapping[str, Sequence[bytes]]], Identity]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Keys:
     channel: Any
     options: Sequence[tuple[str, Any]]
     who: Who
+    warning: str = ""
 
 
 class _Loop:
@@ -163,6 +165,8 @@ class Grpc:
 
     def __init__(self, settings: DeploySettings, keys: Keys | None = None) -> None:
         self.settings, self.keys = settings, keys
+        if keys is not None and keys.warning:
+            _LOG.warning("%s", keys.warning)
         self._dials: set[asyncio.Task[None]] = set()
 
     def _options(self) -> list[tuple[str, Any]]:

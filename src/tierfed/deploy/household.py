@@ -37,12 +37,6 @@ class Admission(Protocol):
     def __call__(self, peer: Peer, hello: Header) -> int | Refusal: ...
 
 
-class Missing(NamedTuple):
-    """Who was asked and has not answered, and why not."""
-
-    reasons: dict[int, str]
-
-
 class Gathered(NamedTuple):
     """What came of a question. Everybody who was asked is in one of the two."""
 
@@ -63,6 +57,7 @@ class _Guest:
 
     def __init__(self, stream: Stream) -> None:
         self.stream, self.since, self.child = stream, time.monotonic(), -1
+        self.hello: Header = {}
         self.recent: deque[float] = deque()
 
     def too_many(self, now: float, rate: float) -> bool:
@@ -141,7 +136,8 @@ class Household:
         if isinstance(child, Refusal):
             self._refuse(guest, child)
             return
-        before, self._children[child], guest.child = self._children.get(child), guest, child
+        before, self._children[child] = self._children.get(child), guest
+        guest.child, guest.hello = child, hello
         if before is not None:  # it has lost its connection and this end has not noticed
             self._guests.pop(id(before.stream), None)
             before.stream.close()
@@ -194,11 +190,13 @@ class Household:
         with self._changed:
             self._changed.notify_all()
 
-    def turn_away(self, child: int, why: Refusal) -> None:
-        """Ends the connection of a child, which learns why."""
+    def review(self) -> None:
+        """Asks again who may stay: a certificate may have been revoked, a device may have another parent by now."""
         with self._changed:
-            if child in self._children:
-                self._refuse(self._children[child], why)
+            for guest in list(self._children.values()):
+                answer = self.admit(guest.stream.peer, guest.hello)
+                if isinstance(answer, Refusal):
+                    self._refuse(guest, answer)
 
     def gather(
         self,

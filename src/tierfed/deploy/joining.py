@@ -3,6 +3,7 @@
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,12 +13,15 @@ from tierfed.deploy.engine import Deployed
 from tierfed.deploy.frame import PROTOCOL, Header
 from tierfed.deploy.household import Refusal
 from tierfed.deploy.journal import digest
-from tierfed.deploy.names import CLOUD, ROAMING, Node, folder_name, tree_nodes
+from tierfed.deploy.names import ROAMING, Node, folder_name, tree_nodes
 from tierfed.deploy.transport import Peer
 from tierfed.errors import InputError, nearest
 from tierfed.loop import default_folder
 from tierfed.session import fingerprint
 from tierfed.setup import World
+
+if TYPE_CHECKING:
+    from tierfed.deploy.admission import Gate
 
 
 def deployable(config: Config) -> Config:
@@ -90,7 +94,7 @@ def agreed(config: Config) -> str:
     return digest(fingerprint(config))
 
 
-def greeting(world: World, me: Node, token: str = "") -> Header:
+def greeting(world: World, me: Node) -> Header:
     """What a child says of itself."""
     samples = {}
     if me.tier == "device":
@@ -103,7 +107,6 @@ def greeting(world: World, me: Node, token: str = "") -> Header:
         "config": agreed(world.config),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "token": token,
         **samples,
     }
 
@@ -112,13 +115,13 @@ def greeting(world: World, me: Node, token: str = "") -> Header:
 class Door:
     """Lets in who is a child of a node (the protocol `tierfed.deploy.household.Admission`).
 
-    :param secure: a peer must show who it is
+    :param gate: what is asked of certificates; none: nobody shows one
     """
 
     engine: Deployed
     depth: int
     ident: int
-    secure: bool = False
+    gate: "Gate | None" = None
 
     def __call__(self, peer: Peer, hello: Header) -> int | Refusal:
         engine, name, tier = self.engine, str(hello.get("name")), str(hello.get("tier"))
@@ -149,14 +152,16 @@ class Door:
 
     def _stranger(self, peer: Peer, name: str, tier: str) -> str:
         """Why a peer is not who it says that it is, or may not be here; empty: it may."""
-        known, here = peer.identity, self.engine.name(self.depth, self.ident)
+        known = peer.identity
+        if self.gate is None:
+            return ""
         if known is None:
-            return "it has shown no certificate" if self.secure else ""
-        if (known.name, known.tier) != (name, tier):
-            return f"it says that it is {tier} {name!r}, its certificate is of {known.tier} {known.name!r}"
-        if known.parent != here and not (known.parent == ROAMING and self.engine.settings.roaming):
-            return f"{name} was issued for {known.parent}, this is {here}; issue it anew, or allow roaming"
-        return ""
+            return "it has shown no certificate"
+        if known.tier != tier:
+            return f"wrong tier: it says that it is a {tier}, its certificate is that of {known}"
+        if known.parent == ROAMING and not self.engine.settings.roaming:
+            return f"{known} may join any parent, but deploy.roaming is off here; issue it for its parent, or set that"
+        return self.gate.admit(known, claimed=name)
 
     def _number(self, name: str, level: int) -> int | None:
         engine = self.engine
@@ -166,6 +171,3 @@ class Door:
         found = int(number) if number.isascii() and number.isdigit() else -1
         known = 0 <= found < engine.topology.nodes[level] and engine.name(level, found) == name
         return found if known else None
-
-
-__all__ = ["CLOUD", "Door", "address", "agreed", "check_world", "deployable", "find", "greeting", "run_folder"]

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Member:
         self._changed = threading.Condition()
         self._stream: Stream | None = None
         self._next: _Question | None = None
-        self._now: str = ""
+        self._now, self._since = "", 0.0
         self._last: tuple[str, bytes] = ("", b"")
         self._closing = False
         self._pause = _FIRST_PAUSE_SECONDS
@@ -81,6 +82,16 @@ class Member:
             stream.close()
         if self._worker.is_alive() and threading.current_thread() is not self._worker:
             self._worker.join()
+
+    @property
+    def joined(self) -> bool:
+        """Whether the parent has let it in."""
+        return self._stream is not None and self.welcome.is_set()
+
+    @property
+    def busy_seconds(self) -> float:
+        """Since when it is at work on a question; 0: it waits for one."""
+        return time.monotonic() - self._since if self._now else 0.0
 
     def move(self, name: str, address: str) -> None:
         """Another parent from now on."""
@@ -139,6 +150,7 @@ class Member:
             if stream is not None and stream is not self._stream:
                 return
             self._stream = None
+            self.welcome.clear()
             if self._closing or self.done.is_set():
                 return
             pause = self._pause * (0.75 + os.urandom(1)[0] / 512)  # so that children do not come all at once
@@ -162,7 +174,7 @@ class Member:
                 if self._closing or self._next is None:
                     return
                 question, self._next = self._next, None
-                self._now = question.ident
+                self._now, self._since = question.ident, time.monotonic()
             self._one(question)
 
     def _one(self, question: _Question) -> None:

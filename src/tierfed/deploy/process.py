@@ -1,12 +1,12 @@
 """Nodes at work: what begins when a process begins, and ends with it."""
 
-import logging
 import os
 import shutil
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tierfed import loop
 from tierfed.augment.gan import Tell
@@ -18,6 +18,7 @@ from tierfed.deploy.journal import Journal
 from tierfed.deploy.member import Member
 from tierfed.deploy.names import CLOUD
 from tierfed.deploy.nodes import Node, say_end
+from tierfed.deploy.status import Status
 from tierfed.deploy.transport import Closing, Transport
 from tierfed.engine import Engine
 from tierfed.errors import InputError
@@ -26,7 +27,9 @@ from tierfed.result import Result, Watcher
 from tierfed.setup import World, prepare
 from tierfed.store import DiskStore, MemoryStore
 
-_LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from tierfed.deploy.admission import Gate
+
 _RUN = "run.id"
 
 
@@ -38,6 +41,25 @@ class AtWork:
     member: Member
     store: DiskStore | MemoryStore
     listener: Closing | None = None
+
+    def status(self) -> Status:
+        """How it is now."""
+        engine, member = self.node.engine, self.member
+        return Status(
+            node=self.node.name,
+            pid=os.getpid(),
+            at=time.time(),
+            round=self.node.journal.round + 1,
+            joined=member.joined,
+            children=children(engine, self.node.level, self.node.ident),
+            busy_seconds=member.busy_seconds,
+            over=self.node.over.is_set(),
+        )
+
+    def review(self) -> None:
+        """Asks again who may stay."""
+        if self.node.engine.house is not None:
+            self.node.engine.house.review()
 
     def close(self) -> None:
         """Ends its connections and lets others at its folder."""
@@ -94,18 +116,17 @@ def begin_node(
     tier: str,
     transport: Transport,
     *,
-    secure: bool = False,
+    gate: "Gate | None" = None,
     memory: bool = False,
     anew: bool = False,
     listen: str = "",
     parent: str = "",
-    token: str = "",
     compute: Any = None,
     store: MemoryStore | None = None,
 ) -> AtWork:
     """A fog or a device that listens, dials and answers.
 
-    :param secure: children must show certificates
+    :param gate: what is asked of children; none: nobody shows a certificate
     :param memory: it keeps nothing on disk
     :param anew: what it has kept is deleted
     :param listen: where it listens; by default as the config says
@@ -125,7 +146,7 @@ def begin_node(
         journal = Journal(kept)
         engine = Deployed(world, journal, run=journal.run)
         if tier == "fog":
-            door = Door(engine=engine, depth=me.level, ident=me.index, secure=secure)
+            door = Door(engine=engine, depth=me.level, ident=me.index, gate=gate)
             engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(me.level), i))
         one = Node(level=me.level, ident=me.index, engine=engine, journal=journal, compute=compute or threading.Lock())
         wake = engine.house.wake if engine.house is not None else _nothing
@@ -133,7 +154,7 @@ def begin_node(
             name,
             transport,
             parent or address(world, me.parent),
-            lambda: greeting(world, me, token),
+            lambda: greeting(world, me),
             one.answer,
             wake,
             world.config.deploy.retry_seconds,
@@ -155,11 +176,29 @@ def _nothing() -> None:
 class Cloud:
     """The cloud of a run: the same session as in simulation, over an engine whose children are elsewhere."""
 
-    def __init__(self, config: Config, transport: Transport, *, secure: bool = False, listen: str = "") -> None:
+    def __init__(self, config: Config, transport: Transport, *, gate: "Gate | None" = None, listen: str = "") -> None:
         self.config = deployable(config)
-        self.transport, self.secure, self.address = transport, secure, listen
+        self.transport, self.gate, self.address = transport, gate, listen
         self.engine: Deployed | None = None
         self.listener: Closing | None = None
+        self.over = False
+
+    def seen(self) -> list[tuple[Status, Household | None]]:
+        """How it is now, once it has begun."""
+        engine = self.engine
+        if engine is None:
+            return []
+        status = Status(
+            node=CLOUD,
+            pid=os.getpid(),
+            at=time.time(),
+            round=engine.round,
+            joined=True,
+            children=children(engine, 0, 0),
+            busy_seconds=0.0,
+            over=self.over,
+        )
+        return [(status, engine.house)]
 
     def run(self, watch: Watcher | None = None, folder: bool = True) -> Result:
         """Begins the run, or goes on with it; until its end.
@@ -174,6 +213,7 @@ class Cloud:
             else:
                 result = loop.run(self.config, watch=watch, folder=folder, over=over)
             if self.engine is not None and not result.interrupted:
+                self.over = True
                 say_end(self.engine, 0)
             return result
         finally:
@@ -186,11 +226,18 @@ class Cloud:
         check_world(world)
         world = replace(world, config=replace(world.config, deploy=self.config.deploy))
         engine = Deployed(world, store, run=_run_name(store))
-        door = Door(engine=engine, depth=0, ident=0, secure=self.secure)
+        door = Door(engine=engine, depth=0, ident=0, gate=self.gate)
         engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(0), i))
         self.engine = engine
         self.listener = self.transport.listen(self.address or address(world, CLOUD), engine.house)
         return engine
+
+
+def children(engine: Deployed, depth: int, ident: int) -> tuple[int, int]:
+    """How many children of a node are connected, and how many there are."""
+    if engine.house is None:
+        return 0, 0
+    return len(engine.house.present()), len(engine.topology.below(depth, ident, engine.below(depth)))
 
 
 def _run_name(store: DiskStore | MemoryStore) -> str:

@@ -5,20 +5,10 @@ A transport calls back from a thread of its own, one call at a time for a stream
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-
-class Known(Protocol):
-    """A node as its certificate names it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def tier(self) -> str: ...
-
-    @property
-    def parent(self) -> str: ...
+if TYPE_CHECKING:
+    from tierfed.deploy.identity import Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +20,7 @@ class Peer:
     """
 
     address: str
-    identity: Known | None = None
+    identity: "Identity | None" = None
 
 
 class Stream(Protocol):
