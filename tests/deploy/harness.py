@@ -1,10 +1,11 @@
 """A whole tree for tests: in this process over the network in memory, or as real processes on loopback."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,17 +65,33 @@ def tree(config: Config, network: Memory, memory: bool = True) -> Iterator[dict[
         nodes.close()
 
 
-def deploy(config: Config, folder: bool = False) -> tuple[Result, dict[str, Tree], Cloud]:
-    """The result of a cloud, what all nodes have kept, and the cloud."""
+class Deployment(NamedTuple):
+    """A run whose nodes were processes, or could have been.
+
+    :param kept: models and rows of all nodes, as the store of a simulation has them
+    :param sent: payload that was measured, by link and way
+    """
+
+    result: Result
+    kept: dict[str, Tree]
+    sent: dict[tuple[int, str], int]
+
+
+def deploy(config: Config, folder: bool = False) -> Deployment:
+    """A run in this process, over the network in memory."""
     network = Memory()
     cloud = Cloud(config, network)
     try:
         with tree(config, network) as nodes:
             result = cloud.run(folder=folder)
             kept = everything(result, nodes)
+            sent = Counter[tuple[int, str]]()
+            for engine in (cloud.engine, *(one.node.engine for one in nodes.values())):
+                assert engine is not None
+                sent.update(engine.moved)
     finally:
         network.close()
-    return result, kept, cloud
+    return Deployment(result, kept, dict(sent))
 
 
 def everything(result: Result, nodes: dict[str, AtWork]) -> dict[str, Tree]:

@@ -11,10 +11,12 @@ import numpy as np
 from tierfed.deploy.frame import Frame
 from tierfed.deploy.household import Household
 from tierfed.deploy.journal import Lineage, as_tree, digest, from_tree
+from tierfed.deploy.moving import Place, announce, collect, deliver, places
 from tierfed.deploy.names import node_name, process_levels
 from tierfed.deploy.question import ALL, Answers, Question, answers, ident, merge
 from tierfed.deploy.told import Traces, add_log, add_traces
-from tierfed.engine.base import Engine, Flags, Ids
+from tierfed.engine.base import PARENTS, Engine, Flags, Ids
+from tierfed.engine.beginning import with_parents
 from tierfed.engine.evaluate import messages_below
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Poll, Reply
@@ -61,6 +63,7 @@ class Deployed(Engine):
         self.moved: dict[tuple[int, str], int] = {}  # payload that this process has sent and got, by link and way
         self.going: Callable[[], bool] = lambda: True
         self.names: Sequence[str] = world.federation.devices
+        self._known: dict[Place, Tree] = {}  # of all inner nodes, while new parents are found
 
     def name(self, level: int, node: int) -> str:
         """What a node is called."""
@@ -77,6 +80,35 @@ class Deployed(Engine):
         self.regroup()
         self.round += 1
         return self.log
+
+    def regroup(self) -> None:
+        if not self.algorithm.regroup_scope(self.round) or self.depth == 1:
+            return
+        self._known = places(collect(self, 0, 0))
+        super().regroup()
+        moved = [(self.depth - 1, i) for i, _, _ in self.log.moved]
+        moved += [(level - 1, i) for level, i, _, _ in self.log.reparented]
+        if moved:
+            announce(self, moved, self._known)
+            self._review()
+        self._known = {}
+
+    def known(self, depth: int) -> dict[int, Tree]:
+        if depth == 0:
+            return super().known(0)
+        return {child: self._known[d, child]["row"] for d, child in sorted(self._known) if d == depth}
+
+    def follow(self) -> None:
+        """The tree is the one that the present state knows."""
+        topology = with_parents(self.world.topology, self.store, PARENTS)
+        if not all(map(np.array_equal, topology.parents, self.topology.parents)):
+            self._arrange(topology)
+            self._review()
+
+    def _review(self) -> None:
+        """Children that have another parent now are told where it is."""
+        if self.house is not None:
+            self.house.review()
 
     def close(self) -> None:
         """The process ends what it has begun."""
@@ -103,9 +135,17 @@ class Deployed(Engine):
     def traced(self, level: int, node: int) -> dict[str, float]:
         return super().traced(level, node) if level == 0 else self.told.get((level, node), {})
 
-    def lineage(self, depth: int, child: int) -> Lineage:
-        """What this node counts on of somebody that it asks."""
-        return from_tree(self.store.get(f"asked{depth}", child))
+    def lineage(self, depth: int, child: int, level: int) -> Lineage:
+        """What this node counts on of somebody on a level that it asks."""
+        return from_tree(self.store.get(self._table(depth, level), child))
+
+    def put_lineage(self, depth: int, child: int, level: int, lineage: Lineage) -> None:
+        """The same from now on."""
+        self.store.put(self._table(depth, level), child, as_tree(lineage))
+
+    def _table(self, depth: int, level: int) -> str:
+        """Relays that visits look through are known beside those whom visits reach."""
+        return f"asked{depth}" if level == self.reach(depth) else f"through{depth}"
 
     def asker(self, level: int) -> int:
         """The depth that nodes of a level hear from."""
@@ -164,7 +204,7 @@ class Deployed(Engine):
             self,
             kind="score",
             level=to,
-            to={int(i): self.lineage(depth, int(i)) for i in kids},
+            to={int(i): self.lineage(depth, int(i), to) for i in kids},
             messages=_common(messages, kids, self.tiers[depth].sees == ""),
             more=about,
             extra=extra,
@@ -212,11 +252,18 @@ class _Remote(Level):
             kind="ask",
             tick=tick,
             level=to,
-            to={i: e.lineage(self.depth, i) for i, _ in there},
+            to={i: e.lineage(self.depth, i, to) for i, _ in there},
             asks=self.asked,
             messages=_common([m for _, m in there], np.array([i for i, _ in there]), shared),
         )
-        found = e.put_question(self.depth, question, self._check, self.wanted if len(kids) > self.wanted else None)
+        below = e.below(self.depth)
+        over = {i: int(e.topology.ancestor(to, np.array([i]), below)[0]) for i, _ in there}
+        lost = deliver(e, self.depth, sorted(set(over.values())))
+        reached = question.part(i for i in over if over[i] not in lost)
+        enough = self.wanted if len(kids) > self.wanted else None
+        found = e.put_question(self.depth, reached, self._check, enough)
+        found = replace(found, missing={**found.missing, **{i: lost[c] for i, c in over.items() if c in lost}})
+        self.asked = dict(reached.asks)
         self._count(found, len(there))
         self.versions = found.versions
         for told in found.notes.get("log", []):
@@ -230,7 +277,7 @@ class _Remote(Level):
     def _count(self, found: Answers, asked: int) -> None:
         """:raises InputError: too few have answered"""
         e, to, answered = self.engine, self.engine.reach(self.depth), len(found.replies)
-        away = {i: why for i, why in found.missing.items() if i in self.asked}
+        away = found.missing
         if answered >= self.wanted or not away:
             return
         names = ", ".join(f"{e.name(to, i)} ({why})" for i, why in sorted(away.items())[:8])
@@ -250,11 +297,11 @@ class _Remote(Level):
             if i in self.versions:
                 lineage = Lineage(self.versions[i], (), bool(ok))
             elif i in self.asked:
-                before = e.lineage(self.depth, i)
+                before = e.lineage(self.depth, i, e.reach(self.depth))
                 lineage = before._replace(open=(*before.open, self.asked[i])[-_MOST_OPEN:])
             else:
                 continue
-            e.store.put(f"asked{self.depth}", i, as_tree(lineage))
+            e.put_lineage(self.depth, i, e.reach(self.depth), lineage)
 
 
 def _common(messages: list[Tree], kids: Ids, shared: bool) -> dict[str, Tree]:

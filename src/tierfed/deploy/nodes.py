@@ -2,16 +2,19 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tierfed.deploy.engine import Deployed, of_run
 from tierfed.deploy.frame import Frame, Header
 from tierfed.deploy.journal import Journal, Lineage, after
+from tierfed.deploy.moving import collect, take_over
 from tierfed.deploy.question import Answers, Question, question, reply_frame
 from tierfed.deploy.told import log_as_json, traces_as_json
 from tierfed.engine.evaluate import at_device
 from tierfed.engine.log import RoundLog
+from tierfed.engine.node import Reply
 from tierfed.errors import InputError
 from tierfed.evaluation import kind, scored
 from tierfed.tree import Tree, tmap
@@ -59,7 +62,8 @@ class Node:
             return reply_frame(frame, (found.header(), found.tree()))
         if asked.level != self.level or list(asked.to) != [self.ident]:
             raise InputError(f"{self.name} was asked for nodes {list(asked.to)} of level {asked.level}")
-        reply = {"ask": self._visit, "score": self._score}.get(asked.kind)
+        kinds = {"ask": self._visit, "score": self._score, "rows": self._rows, "tree": self._visit}
+        reply = kinds.get(asked.kind)
         if reply is None:
             raise InputError(f"{self.name} was asked {asked.kind!r}, which this version does not know")
         return reply_frame(frame, reply(asked))
@@ -69,30 +73,39 @@ class Node:
         version = self.journal.find(lineage)
         self.journal.begin(asked.round, version)
         before = self.journal.said(ask)
+        engine.follow()
         if before is not None:
             return before
         engine.round, engine.log, engine.told = asked.round, RoundLog(), {}
         try:
-            self._book(lineage, version)
-            if self.is_device:
-                with self.compute:
-                    reply = engine.answer(self.level, self.ident, asked.of(self.ident), asked.tick)
+            if asked.kind == "tree":
+                take_over(engine, self.level, self.ident, asked.of(self.ident))
+                reply = None
             else:
-                reply = engine.answer(self.level, self.ident, asked.of(self.ident), asked.tick)
-            if reply is not None:
-                weight = float(reply.counts[engine.units[engine.asker(self.level)]])
-                owed = engine.with_owed(self.level, self.ident, reply.message, weight)
-                reply = reply._replace(message=owed)
-                if "owed" in owed:
-                    owing = {"owed": tmap(lambda a: a * weight, owed["owed"])}
-                    self.journal.put(f"owing{self.level}", self.ident, owing)
+                self._book(lineage, version)
+                reply = self._reply(asked)
         except BaseException:
             self.journal.discard()
+            engine.follow()
             raise
         notes = {"log": [log_as_json(engine.log)], "traces": traces_as_json(engine.told)}
         answer = Answers(replies={self.ident: reply}, versions={self.ident: after(version, ask)}, notes=notes)
         self.journal.commit_visit(ask, answer.header(), answer.tree())
         return answer.header(), answer.tree()
+
+    def _reply(self, asked: Question) -> Reply | None:
+        """What this node says to a message, with what it still owes."""
+        engine, message = self.engine, asked.of(self.ident)
+        with self.compute if self.is_device else nullcontext():
+            reply = engine.answer(self.level, self.ident, message, asked.tick)
+        if reply is None:
+            return None
+        weight = float(reply.counts[engine.units[engine.asker(self.level)]])
+        said = engine.with_owed(self.level, self.ident, reply.message, weight)
+        if "owed" in said:
+            owing = {"owed": tmap(lambda a: a * weight, said["owed"])}
+            self.journal.put(f"owing{self.level}", self.ident, owing)
+        return reply._replace(message=said)
 
     def _book(self, lineage: Lineage, version: str) -> None:
         """What the reply before has said is owed no more, or still, as the parent says now."""
@@ -108,8 +121,7 @@ class Node:
 
     def _score(self, asked: Question) -> tuple[Header, Tree]:
         engine, about = self.engine, asked.more
-        self.journal.look(self.journal.find(asked.to[self.ident]))
-        engine.round = asked.round
+        self._look(asked)
         if not self.is_device:
             found = engine.score(self.level, self.ident, asked.of(self.ident), about, asked.extra)
             found = replace(found, replies={self.ident: None}, versions={}, missing={})
@@ -118,6 +130,17 @@ class Node:
             scores = self._measured(asked, bool(about["post"]))
         answer = Answers(replies={self.ident: None}, notes={"scores": scores})
         return answer.header(), answer.tree()
+
+    def _rows(self, asked: Question) -> tuple[Header, Tree]:
+        self._look(asked)
+        found = replace(collect(self.engine, self.level, self.ident), replies={self.ident: None}, versions={})
+        return found.header(), found.tree()
+
+    def _look(self, asked: Question) -> None:
+        """The state that the parent counts on, for a question that changes nothing."""
+        self.journal.look(self.journal.find(asked.to[self.ident]))
+        self.engine.follow()
+        self.engine.round = asked.round
 
     def _measured(self, asked: Question, post: bool) -> list[Any]:
         world, engine = self.engine.world, self.engine
