@@ -22,7 +22,7 @@ from tierfed import config as configs
 from tierfed.catalog import catalog
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
-from tierfed.deploy.commands import cloud, device, fog, health
+from tierfed.deploy.commands import cloud, device, fog, health, up
 from tierfed.deploy.keys_command import keys
 from tierfed.errors import InputError, nearest
 from tierfed.export_command import export
@@ -262,7 +262,7 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 app.command()(export)
 app.add_typer(keys, name="keys")
-for command in (cloud, fog, device, health):
+for command in (cloud, fog, device, up, health):
     app.command()(command)
 
 

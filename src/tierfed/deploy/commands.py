@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,16 +14,20 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
-from tierfed.config import Config
-from tierfed.deploy.joining import address, run_folder, state_folder
+from tierfed.config import Config, to_toml
+from tierfed.deploy.joining import address, check_local, run_folder, state_folder
 from tierfed.deploy.logs import begin_log
-from tierfed.deploy.names import CLOUD, folder_name
+from tierfed.deploy.names import CLOUD, folder_name, tree_nodes
 from tierfed.deploy.process import AtWork, Cloud, Nodes, begin_node, world_of
 from tierfed.deploy.status import Beat, metrics, read, serve_metrics, trouble, write
+from tierfed.deploy.up import Crew, environment, parts
+from tierfed.deploy.up import run as run_all
 from tierfed.errors import InputError
+from tierfed.metrics import write_atomic
 from tierfed.options import load
 from tierfed.output import err, listing, out, say
 from tierfed.progress import watching
+from tierfed.session import on_disk
 from tierfed.setup import World, threads
 
 if TYPE_CHECKING:
@@ -110,6 +113,43 @@ def device(
     """Be a device of a run, or several of them; until the run is over."""
     config = load(source, set_ or [], None, None, data_dir, out_dir)
     _work(config, name, "device", keys, insecure, "", parent or "", anew)
+
+
+def up(
+    source: Source,
+    set_: Sets = None,
+    data_dir: DataDir = None,
+    out_dir: Out = None,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", metavar="FOLDER", help="Certificates of all nodes, FOLDER/NAME each.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Be all nodes of a run on this machine, each a process; Ctrl-C stops them, the same command goes on."""
+    config = load(source, set_ or [], None, None, data_dir, out_dir)
+    world = world_of(config)
+    nodes = tree_nodes(world.topology, world.federation.devices)
+    for one in nodes:
+        if one.tier != "device":
+            check_local(address(world, one.name))
+    folder = state_folder(config, CLOUD).parent
+    with on_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "config.toml", to_toml(config))
+    more = ["--insecure"] if keys is None else []
+    crew = Crew(
+        parts=parts(nodes, folder / "config.toml", folder, config.deploy.devices_per_process, more),
+        env=environment(_STDIN),
+    )
+    if keys is not None:
+        for part in crew.parts:
+            part.arguments += ["--keys", str(keys / folder_name(part.nodes[0]) if len(part.nodes) == 1 else keys)]
+    with _stopping(threading.Event()):
+        run_all(crew, out, as_json)
+        if as_json:
+            say({"folder": str(run_folder(config)), "processes": len(crew.parts)})
+        else:
+            out.print(f"folder: {run_folder(config)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def health(
@@ -241,5 +281,6 @@ class _Asked:
 
 
 def _until_stdin_ends() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1 << 16):  # not sys.stdin: its lock must be free when the interpreter ends
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,5 +1,6 @@
 """Who a node is, where it is, and whom it lets in."""
 
+import ipaddress
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,20 @@ def address(world: World, name: str) -> str:
         return settings.addresses[name]
     inner = [n.name for n in tree_nodes(world.topology, world.federation.devices) if n.tier != "device"]
     return f"{settings.host}:{settings.port + inner.index(name)}"
+
+
+def check_local(address: str, what: str = "`tierfed up` works") -> None:
+    """:raises InputError: others than this machine could reach an address, or be reached by it"""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        inside = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        inside = host == "localhost"
+    if not inside:
+        raise InputError(
+            f"{what} between processes of one machine, but {address} may be another one; set deploy.host and "
+            "deploy.addresses to 127.0.0.1, or begin the nodes one by one with certificates (`tierfed keys`)"
+        )
 
 
 def agreed(config: Config) -> str:

@@ -1,6 +1,5 @@
 """Mutual TLS for the processes of a run, or none on the loopback device."""
 
-import ipaddress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from tierfed.deploy.identity import (
     peer_identity,
     server_credentials,
 )
+from tierfed.deploy.joining import check_local
 from tierfed.deployment import DeploySettings
 from tierfed.errors import InputError
 
@@ -53,19 +53,5 @@ def insecure(settings: DeploySettings, *addresses: str) -> Network:
     :raises InputError: one of them is not on this machine alone
     """
     for address in addresses:
-        check_loopback(address)
+        check_local(address, "--insecure works")
     return Network(Grpc(settings), None)
-
-
-def check_loopback(address: str) -> None:
-    """:raises InputError: others than this machine could reach the address, or be reached by it"""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        inside = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        inside = host == "localhost"
-    if not inside:
-        raise InputError(
-            f"--insecure works between processes of one machine, but {address} may be another one; make certificates "
-            "(`tierfed keys init`, `tierfed keys issue`) and leave --insecure out"
-        )
