@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from tierfed.deploy.journal import Lineage, as_tree, digest, from_tree
 from tierfed.deploy.moving import Place, announce, collect, deliver, places
 from tierfed.deploy.names import node_name, process_levels
 from tierfed.deploy.question import ALL, Answers, Question, answers, ident, merge
+from tierfed.deploy.schema import Layout, check_counts, check_finite, check_norm, replies
 from tierfed.deploy.told import Traces, add_log, add_traces
 from tierfed.engine.base import PARENTS, Engine, Flags, Ids
 from tierfed.engine.beginning import with_parents
@@ -104,6 +106,18 @@ class Deployed(Engine):
         if not all(map(np.array_equal, topology.parents, self.topology.parents)):
             self._arrange(topology)
             self._review()
+
+    @cached_property
+    def layouts(self) -> dict[int, Layout]:
+        """What replies of each level look like."""
+        return replies(self.world)
+
+    def most(self, level: int, node: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        """Samples, devices and children that a reply of a node can speak for [3]."""
+        if level == self.depth:
+            return np.array([self.plan.samples[node], 1.0, 1.0])
+        total = self.totals[level][node]
+        return total if self.tiers[level].relay else np.array([total[0], total[1], 1.0])
 
     def _review(self) -> None:
         """Children that have another parent now are told where it is."""
@@ -261,7 +275,7 @@ class _Remote(Level):
         lost = deliver(e, self.depth, sorted(set(over.values())))
         reached = question.part(i for i in over if over[i] not in lost)
         enough = self.wanted if len(kids) > self.wanted else None
-        found = e.put_question(self.depth, reached, self._check, enough)
+        found = e.put_question(self.depth, reached, self._check(reached), enough)
         found = replace(found, missing={**found.missing, **{i: lost[c] for i, c in over.items() if c in lost}})
         self.asked = dict(reached.asks)
         self._count(found, len(there))
@@ -271,8 +285,23 @@ class _Remote(Level):
         add_traces(e.told, found.notes.get("traces", []))
         return [found.replies.get(int(i)) for i in kids]
 
-    def _check(self, child: int, answer: Answers) -> None:
+    def _check(self, question: Question) -> Checked:
         """Replies are checked before they are used."""
+        e, to = self.engine, self.engine.reach(self.depth)
+        layout, bound = e.layouts.get(to), e.settings.norm_bound
+
+        def check(child: int, answer: Answers) -> None:
+            for i, reply in answer.replies.items():
+                if reply is None:
+                    continue
+                if layout is not None:
+                    layout.check(reply.message)
+                check_finite(reply.message)
+                check_counts(reply, e.most(to, i))
+                if bound is not None:
+                    check_norm(question.of(i), reply.message, bound)
+
+        return check
 
     def _count(self, found: Answers, asked: int) -> None:
         """:raises InputError: too few have answered"""

@@ -11,6 +11,7 @@ from tierfed.deploy.frame import Frame, Header
 from tierfed.deploy.journal import Journal, Lineage, after
 from tierfed.deploy.moving import collect, take_over
 from tierfed.deploy.question import Answers, Question, question, reply_frame
+from tierfed.deploy.schema import check_finite
 from tierfed.deploy.told import log_as_json, traces_as_json
 from tierfed.engine.evaluate import at_device
 from tierfed.engine.log import RoundLog
@@ -70,6 +71,7 @@ class Node:
 
     def _visit(self, asked: Question) -> tuple[Header, Tree]:
         lineage, ask, engine = asked.to[self.ident], asked.asks[self.ident], self.engine
+        check_finite(asked.of(self.ident))
         version = self.journal.find(lineage)
         self.journal.begin(asked.round, version)
         before = self.journal.said(ask)
