@@ -56,7 +56,8 @@ def public_bytes(key: ec.EllipticCurvePublicKey | Key | x509.Certificate | x509.
 
 
 def _named(text: str) -> x509.Name:
-    short = text if len(text) <= 64 else f"{text[:63]}…"  # RFC 5280: at most 64 characters; the URI has them all
+    whole = text.encode()  # RFC 5280 and OpenSSL: at most 64 bytes; the URI has them all
+    short = text if len(whole) <= 64 else f"{whole[:61].decode(errors='ignore')}…"
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, short)])
 
 
