@@ -156,13 +156,13 @@ def begin(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def wait_for(child: "subprocess.Popen[str]", text: str) -> None:
-    """Until a line of the standard output holds a text."""
+def wait_for(child: "subprocess.Popen[str]", text: str) -> str:
+    """The first line of the standard output that holds a text."""
     stream: IO[str] | None = child.stdout
     assert stream is not None
     for line in stream:
         if text in line:
-            return
+            return line
     errors = child.stderr.read() if child.stderr else ""
     raise AssertionError(f"{text!r} never came; {errors}")
 

@@ -429,6 +429,17 @@ class TestLoad:
         with pytest.raises(InputError, match=r"has expired at .* issue it anew"):
             load_credentials(ann.folder, now=end + timedelta(seconds=1))
 
+    def test_a_node_warns_before_its_certificate_ends(
+        self, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING):
+            channel_credentials(made_by(authority, tmp_path))
+            assert caplog.text == ""
+            soon = made_by(authority, tmp_path)
+            soon = replace(soon, identity=replace(soon.identity, not_after=NOW + timedelta(days=29, hours=1)))
+            channel_credentials(soon)
+        assert "the certificate of device 'ann' ends in 29 days" in caplog.text
+
     def test_a_certificate_of_another_kind(self, authority: Authority) -> None:
         """That of the port where devices enroll names no node."""
         key = certificates.new_key()

@@ -144,6 +144,7 @@ def server_credentials(credentials: Credentials) -> Any:
 
     :returns: grpc.ServerCredentials
     """
+    _warn(credentials)
     path = credentials.folder / NODE
     seen = [files.state(path)]
 
@@ -171,7 +172,14 @@ def channel_credentials(credentials: Credentials) -> Any:
 
     :returns: grpc.ChannelCredentials
     """
+    _warn(credentials)
     return grpc.ssl_channel_credentials(credentials.ca, credentials.private, credentials.certificate)
+
+
+def _warn(credentials: Credentials) -> None:
+    """When they are put to use, not whenever they are looked at."""
+    if text := credentials.warning():
+        _LOG.warning(text)
 
 
 def channel_options(credentials: Credentials, roams_to: str = "fog") -> list[tuple[str, str]]:
