@@ -1,5 +1,6 @@
 """Enrollment by token, over real TLS: who gets a certificate, and who does not."""
 
+import base64
 import json
 import os
 import shutil
@@ -11,14 +12,18 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy.pki import new_tree, parent
 from tierfed.deploy import certificates, enroll, tokens
+from tierfed.deploy.admission import read_revocations
 from tierfed.deploy.authority import Authority, open_authority, records, revoke
-from tierfed.deploy.identity import NODE, load_credentials
+from tierfed.deploy.identity import CRL, NODE, load_credentials
 from tierfed.deploy.names import Node, server_name
 from tierfed.deploy.tokens import Token, make_csr, make_token, read_token
 from tierfed.errors import InputError
@@ -165,7 +170,7 @@ class TestRefused:
         ],
     )
     def test_for_another_node(self, authority: Authority, node: Node) -> None:
-        with pytest.raises(InputError, match="the token is for device 'dan', the request is for tierfed://"):
+        with pytest.raises(InputError, match="the token is for device 'dan', the request is for 'tierfed://"):
             asked(authority, make_token(authority, DAN), node)
 
     def test_revoked_before_use(self, authority: Authority) -> None:
@@ -191,6 +196,34 @@ class TestRefused:
         with pytest.raises(InputError, match="another kind of key; wanted ECDSA on P-256"):
             asked(authority, make_token(authority, DAN), key=large)
 
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(place=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
+    def test_a_request_with_a_flipped_bit(self, authority: Authority, place: float, bits: int) -> None:
+        request = x509.load_pem_x509_csr(make_csr(certificates.new_key(), DAN))
+        damaged = flipped(request.public_bytes(Encoding.DER), place, bits)
+        text = b"-----BEGIN CERTIFICATE REQUEST-----\n%b-----END CERTIFICATE REQUEST-----\n"
+        with pytest.raises(InputError):
+            certificates.read_request(text % base64.encodebytes(damaged))
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(place=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
+    def test_a_revocation_list_with_a_flipped_bit(self, authority: Authority, place: float, bits: int) -> None:
+        path = authority.folder / "flipped.pem"
+        genuine = x509.load_pem_x509_crl((authority.folder / CRL).read_bytes())
+        damaged = flipped(genuine.public_bytes(Encoding.DER), place, bits)
+        path.write_bytes(b"-----BEGIN X509 CRL-----\n%b-----END X509 CRL-----\n" % base64.encodebytes(damaged))
+        with pytest.raises(InputError):
+            read_revocations(path, certificates.pem(authority.certificate))
+
+    @pytest.mark.parametrize("kind", ["ed25519", "rsa"])
+    def test_keys_of_other_kinds(self, authority: Authority, kind: str) -> None:
+        other = ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else rsa.generate_private_key(65537, 2048)
+        hashed = None if isinstance(other, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dan")])
+        request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(other, hashed)
+        with pytest.raises(InputError, match="another kind of key; wanted ECDSA on P-256"):
+            tokens.enroll(authority, make_token(authority, DAN).secret, certificates.pem(request))
+
     def test_nonsense(self, authority: Authority) -> None:
         with pytest.raises(InputError, match="no request for a certificate"):
             tokens.enroll(authority, make_token(authority, DAN).secret, b"nonsense")
@@ -209,6 +242,12 @@ class TestRefused:
         with pytest.raises(grpc.RpcError) as failed:
             sent(authority, served, b"x" * (1 << 17))
         assert failed.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def flipped(content: bytes, place: float, bits: int) -> bytes:
+    """The same bytes but for one. :param place: 0 the first, close to 1 the last"""
+    at = int(place * len(content))
+    return content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :]
 
 
 def sent(authority: Authority, served: Served, content: bytes) -> Any:

@@ -370,6 +370,13 @@ class TestAuthority:
         assert revoke(own, ["ann"]) == []
         assert read_revocations(own.node_folder("fog-1") / CRL, certificates.pem(own.certificate)).number == 3
 
+    def test_no_certificate_is_missing_in_the_ledger(self, own: Authority) -> None:
+        """When the disk refuses: one that the ledger does not have could not be revoked."""
+        (own.node_folder("dan") / NODE).mkdir(parents=True)
+        with pytest.raises(InputError, match="cannot write"):
+            issue(own, [Node(name="dan", tier="device", parent="fog-0")])
+        assert [r.name for r in revoke(own, ["dan"])] == ["dan"]
+
     def test_nothing_outlives_the_ca(self, tmp_path: Path) -> None:
         short = create(tmp_path / "short", years=1)
         issue(short, TREE[:1], days=3650)

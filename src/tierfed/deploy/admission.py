@@ -38,10 +38,10 @@ def read_revocations(path: Path, ca: bytes) -> Revocations:
     content = files.read(path, "the list of revoked certificates", remedy)
     try:
         found = x509.load_pem_x509_crl(content)
-        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         authority = certificates.read_certificate(ca, "the certificate of the CA").public_key()
         genuine = found.is_signature_valid(authority)  # type: ignore[arg-type]  # keys here are on P-256
-    except (ValueError, TypeError, x509.ExtensionNotFound):
+        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except certificates.MALFORMED:
         raise InputError(f"{path} holds no revocation list that can be read; {remedy}") from None
     if not genuine:
         raise InputError(f"the revocation list {path} is not signed by the CA of this node; {remedy}")
@@ -72,7 +72,7 @@ def admit(
 
 def _about_certificate(peer: Identity, claimed: str, revoked: Collection[int], now: datetime) -> str:
     if claimed and claimed != peer.name:
-        return f"wrong name: it says that it is {claimed!r}, its certificate is that of {peer}"
+        return f"wrong name: it says that it is {claimed[:200]!r}, its certificate is that of {peer}"
     if now > peer.not_after + SKEW:
         return f"expired: the certificate of {peer} ended at {peer.not_after:%Y-%m-%d %H:%M} UTC"
     if peer.serial in revoked:

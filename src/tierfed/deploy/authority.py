@@ -92,24 +92,25 @@ def issue(
 
     :param hosts: addresses where the nodes listen, beside loopback
     :returns: their folders
-    :raises InputError: a name is taken by a node elsewhere in the tree, or the disk refuses; then nothing is issued
+    :raises InputError: a name is taken by a node elsewhere in the tree, then nothing is issued; or the disk refuses
     """
     now = now or certificates.utc_now()
     check_days(days)
-    out = []
+    made: dict[Path, bytes] = {}
     with ledger(authority.folder) as book:
         for node in nodes:
             check_place(book, node, now)
         for node in nodes:
             key = certificates.new_key()
-            made = sign(authority, book, node, key.public_key(), days=days, hosts=hosts, now=now)
+            signed = sign(authority, book, node, key.public_key(), days=days, hosts=hosts, now=now)
             folder = authority.node_folder(node.name)
             files.make_folder(folder)
             files.write(folder / CA, certificates.pem(authority.certificate))
             files.write(folder / CRL, files.read(authority.folder / CRL, "the revocation list", "restore it"))
-            files.write(folder / NODE, certificates.key_pem(key) + certificates.pem(made), private=True)
-            out.append(folder)
-    return out
+            made[folder] = certificates.key_pem(key) + certificates.pem(signed)
+    for folder, content in made.items():  # now that they are in the ledger: what is not there cannot be revoked
+        files.write(folder / NODE, content, private=True)
+    return list(made)
 
 
 def sign(

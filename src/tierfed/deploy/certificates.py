@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -18,6 +18,17 @@ from tierfed.deploy.names import server_name, uri
 from tierfed.errors import InputError
 
 Key = ec.EllipticCurvePrivateKey
+MALFORMED = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for bytes that are not what they should be."""
 BACKDATED = timedelta(days=1)
 """So long before its issue a certificate is valid: clocks of devices may be behind."""
 _USES = {
@@ -178,7 +189,7 @@ def uris(value: x509.Certificate | x509.CertificateSigningRequest) -> list[str]:
     """The URIs among the alternative names."""
     try:
         names = value.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except MALFORMED:
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
@@ -187,7 +198,7 @@ def signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     """Whether a CA has signed a certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
+    except MALFORMED:
         return False
     return True
 
@@ -200,7 +211,7 @@ def read_certificate(content: bytes, where: object) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(content)
-    except ValueError:
+    except MALFORMED:
         raise InputError(f"{where} holds no certificate that can be read; restore the file, or issue it anew") from None
 
 
@@ -208,16 +219,27 @@ def read_key(content: bytes, where: object) -> Key:
     """:raises InputError: the PEM text has no private key on P-256"""
     try:
         key = serialization.load_pem_private_key(content, password=None)
-    except (ValueError, TypeError):
+    except MALFORMED:
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InputError(f"{where} holds no private key on P-256 that can be read; restore the file, or issue it anew")
     return key
 
 
-def public_key(value: x509.CertificateSigningRequest) -> ec.EllipticCurvePublicKey:
-    """:raises InputError: another kind of key than those that are used here"""
-    key = value.public_key()
+def read_request(content: bytes) -> tuple[ec.EllipticCurvePublicKey, list[str]]:
+    """The public key of a request for a certificate, and the URIs that it names.
+
+    :param content: PEM
+    :raises InputError: it cannot be read, has another kind of key than those that are used here, or whoever made it
+        does not have the key
+    """
+    try:
+        request = x509.load_pem_x509_csr(content)
+        genuine, key, named = request.is_signature_valid, request.public_key(), uris(request)
+    except MALFORMED:
+        raise InputError("this is no request for a certificate; make it with `tierfed keys enroll`") from None
+    if not genuine:
+        raise InputError("the request is not signed with its own key; make it with `tierfed keys enroll`")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InputError("the request has another kind of key; wanted ECDSA on P-256: `tierfed keys enroll` makes one")
-    return key
+    return key, named

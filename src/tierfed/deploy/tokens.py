@@ -112,15 +112,7 @@ def enroll(authority: Authority, secret: str, csr: bytes, now: datetime | None =
         is damaged, or whoever made it does not have its key
     """
     now = now or certificates.utc_now()
-    try:
-        request = x509.load_pem_x509_csr(csr)
-        genuine = request.is_signature_valid
-        named = certificates.uris(request)
-    except (ValueError, TypeError):
-        raise InputError("this is no request for a certificate; make it with `tierfed keys enroll`") from None
-    if not genuine:
-        raise InputError("the request is not signed with its own key; make it with `tierfed keys enroll`")
-    public = certificates.public_key(request)
+    public, named = certificates.read_request(csr)
     key = digest(certificates.public_bytes(public))
     another = "make another one: `tierfed keys token`"
     with ledger(authority.folder) as book:
@@ -129,7 +121,9 @@ def enroll(authority: Authority, secret: str, csr: bytes, now: datetime | None =
             raise InputError(f"the token is unknown, or was revoked; {another}")
         node = ticket.node
         if named != [uri(node.tier, node.name, node.parent)]:
-            raise InputError(f"the token is for {node.tier} {node.name!r}, the request is for {', '.join(named)}")
+            raise InputError(
+                f"the token is for {node.tier} {node.name!r}, the request is for {', '.join(named)[:200]!r}"
+            )
         if ticket.key and ticket.key != key:
             raise InputError(f"the token of {node.tier} {node.name!r} was used before, for another key; {another}")
         if now > ticket.expires:
