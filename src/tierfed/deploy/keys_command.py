@@ -105,7 +105,7 @@ def revoke(
         count = sum(r.name == name for r in ended)
         _tell(f"{name}: {count} certificate{'' if count == 1 else 's'} revoked" if count else f"{name}: none was valid")
     _tell(
-        f"nodes with folders in {folder} have the new list; copy {folder / 'crl.pem'} into those of parents on other "
+        f"cloud and fogs with folders in {folder} have the new list; copy {folder / 'crl.pem'} into those on other "
         "machines, which read it at once"
     )
 
