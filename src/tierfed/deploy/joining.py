@@ -58,6 +58,17 @@ def check_world(world: World) -> None:
         )
 
 
+def check_roaming(world: World) -> None:
+    """:raises InputError: nodes change their parent in the run, and may not"""
+    rounds = range(world.config.run.rounds)
+    if world.config.deploy.roaming or world.topology.depth == 1 or not any(map(world.algorithm.regroup_scope, rounds)):
+        return
+    raise InputError(
+        f"{world.config.algorithm.get('name')} moves devices between fogs; set deploy.roaming = true and issue them "
+        "with `tierfed keys issue --roaming`, or let them stay (algorithm.recluster_every = 0)"
+    )
+
+
 def run_folder(config: Config) -> Path:
     """Where the cloud keeps the run."""
     return Path(config.run.out or default_folder(config))

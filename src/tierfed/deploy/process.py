@@ -13,7 +13,17 @@ from tierfed.augment.gan import Tell
 from tierfed.config import Config
 from tierfed.deploy.engine import Deployed, scores
 from tierfed.deploy.household import Household
-from tierfed.deploy.joining import Door, address, check_world, deployable, find, greeting, run_folder, state_folder
+from tierfed.deploy.joining import (
+    Door,
+    address,
+    check_roaming,
+    check_world,
+    deployable,
+    find,
+    greeting,
+    run_folder,
+    state_folder,
+)
 from tierfed.deploy.journal import Journal
 from tierfed.deploy.member import Member
 from tierfed.deploy.names import CLOUD
@@ -224,6 +234,8 @@ class Cloud:
 
     def _begin(self, world: World, store: DiskStore | MemoryStore, tell: Tell | None) -> Engine:
         check_world(world)
+        if self.gate is not None:
+            check_roaming(world)
         world = replace(world, config=replace(world.config, deploy=self.config.deploy))
         engine = Deployed(world, store, run=_run_name(store))
         door = Door(engine=engine, depth=0, ident=0, gate=self.gate)
