@@ -1,4 +1,4 @@
-"""Versions of a node: asked the same twice it repeats itself, asked from before it goes back; a new round makes it last."""
+"""Versions of a node: asked the same twice it repeats itself, asked from before it goes back; later rounds stay."""
 
 from collections.abc import Iterator
 from pathlib import Path
