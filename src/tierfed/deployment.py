@@ -24,6 +24,13 @@ class DeploySettings:
     """Of the cloud; the inner nodes follow it, level by level."""
     addresses: dict[str, str] = field(default_factory=dict)
     """Of inner nodes by name: cloud = "cloud.example:7400", fog-0 = "10.0.0.5:7401"."""
+    devices: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Devices with files of their own, below their fogs: fog-0 = ["ann", "bob"]; cloud = [...] without fogs. Nobody
+    has all data then; data.path is a file on each device's machine, {name} in it its name. Empty: those of [data]."""
+    shape: tuple[Count, ...] = ()
+    """Of one sample, with `devices`."""
+    classes: Natural = 0
+    """How many labels there are, with `devices`; 0: a regression."""
     folder: str | None = None
     """Where fogs and devices keep their states, a folder each; none: the run folder with ".nodes" behind it."""
     deadline_seconds: Positive | tuple[Positive, ...] | None = None

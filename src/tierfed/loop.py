@@ -17,6 +17,7 @@ from torch import nn
 from tierfed.augment.gan import Tell
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
 from tierfed.config import Config, GridSettings, from_table, load_config, read, to_toml
+from tierfed.data import Federation
 from tierfed.disk import disk_error
 from tierfed.engine import Engine
 from tierfed.errors import InputError
@@ -48,6 +49,8 @@ class Over(NamedTuple):
 
     engine: Callable[[World, DiskStore | MemoryStore, Tell | None], Engine]
     score: Scorer
+    federation: Federation | None = None
+    """Who holds what, in the place of [data]."""
 
 
 HERE = Over(World.engine, evaluate)
@@ -89,7 +92,8 @@ def run(
     if folder:
         config = replace(config, run=replace(config.run, out=str(path)))
         refuse_existing(path)
-    world = prepare(config, data, module, tell=_teller(config, path if folder else None, watch))
+    tell = _teller(config, path if folder else None, watch)
+    world = prepare(config, data, module, federation=over.federation, tell=tell)
     baseline = read_baseline(world)
     start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:
@@ -147,6 +151,7 @@ def resume(
             config,
             data,
             module,
+            federation=over.federation,
             begun=begun_with(store),
             computed=store.meta.get("computed"),
             tell=_teller(config, path, watch),

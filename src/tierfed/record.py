@@ -199,7 +199,8 @@ def device_table(world: World) -> pa.Table:
     devices, the labels of some are counted.
     """
     f, n = world.federation, len(world.federation)
-    counted = evenly(n, n if n <= _ALL_COUNTED else _COUNTED)
+    most = n if n <= _ALL_COUNTED else _COUNTED
+    counted = evenly(n, 0 if world.config.deploy.devices else most)  # whose labels nobody else knows
     counts: list[list[int] | None] = [None] * n
     for i, row in zip(counted.tolist(), f.label_counts(devices=counted).tolist(), strict=True):
         counts[i] = row

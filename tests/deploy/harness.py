@@ -11,11 +11,14 @@ import numpy as np
 
 from support import gap
 from tierfed.config import Config, from_table
+from tierfed.data import Federation
 from tierfed.deploy.memory import Memory
 from tierfed.deploy.names import tree_nodes
 from tierfed.deploy.process import AtWork, Cloud, Nodes, begin_node, world_of
-from tierfed.loop import Result
+from tierfed.evaluation import evaluate
+from tierfed.loop import Over, Result
 from tierfed.loop import run as simulate
+from tierfed.setup import World
 from tierfed.store import MemoryStore
 from tierfed.tree import Tree
 
@@ -58,7 +61,8 @@ def tree(config: Config, network: Memory, memory: bool = True) -> Iterator[dict[
     try:
         for one in tree_nodes(world.topology, world.federation.devices):
             if one.tier != "cloud":  # each with models of its own: they compute at the same time
-                by_name[one.name] = begin_node(world_of(config), one.name, one.tier, network, memory=memory)
+                own = one.name if one.tier == "device" and config.deploy.devices else ""
+                by_name[one.name] = begin_node(world_of(config, own), one.name, one.tier, network, memory=memory)
                 nodes.at_work.append(by_name[one.name])
         yield by_name
     finally:
@@ -108,9 +112,10 @@ def models_of(store: Any) -> dict[str, Tree]:
     return {f"{t}/{i}": store.get(t, i) for t in tables for i in store.ids(t)}
 
 
-def simulated(config: Config) -> tuple[Result, dict[str, Tree]]:
-    """The same run in simulation, one node after the other."""
-    result = simulate(replace(config, engine=replace(config.engine, name="serial")), folder=False)
+def simulated(config: Config, federation: Federation | None = None) -> tuple[Result, dict[str, Tree]]:
+    """The same run in simulation, one node after the other. :param federation: in the place of [data]"""
+    over = Over(World.engine, evaluate, federation)
+    result = simulate(replace(config, engine=replace(config.engine, name="serial")), folder=False, over=over)
     assert isinstance(result.engine.store, MemoryStore)
     return result, models_of(result.engine.store)
 

@@ -108,11 +108,16 @@ def device(
     keys: Keys = None,
     insecure: Insecure = False,
     parent: Parent = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Its own samples, where deploy.devices names it.")
+    ] = None,
     anew: Anew = False,
 ) -> None:
     """Be a device of a run, or several of them; until the run is over."""
+    if data is not None and len(name) > 1:
+        raise InputError("--data is the file of one device; put {name} into data.path for several in one process")
     config = load(source, set_ or [], None, None, data_dir, out_dir)
-    _work(config, name, "device", keys, insecure, "", parent or "", anew)
+    _work(config, name, "device", keys, insecure, "", parent or "", anew, data)
 
 
 def up(
@@ -174,10 +179,13 @@ def health(
 def _work(
     config: Config, names: Sequence[str], tier: str, keys: Path | None, insecure: bool, listen: str, parent: str,
     anew: bool,
+    data: Path | None = None,
 ) -> None:  # fmt: skip
     """Nodes of one tier, from their begin to the end of the run."""
     begin_log(config.deploy.log, names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}")
-    world, compute, nodes, over = world_of(config), threading.Lock(), Nodes(), False
+    separate = tier == "device" and bool(config.deploy.devices)  # each device has data of its own
+    worlds = {name: world_of(config, name if separate else "", data) for name in (names if separate else names[:1])}
+    world, compute, nodes, over = worlds[names[0]], threading.Lock(), Nodes(), False
     torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
     with _stopping(nodes.stopping) as stopped, ExitStack() as ends:
         ends.callback(nodes.close)
@@ -187,7 +195,7 @@ def _work(
             network = _network(config, name, folder, insecure, *filter(None, where))
             ends.callback(network.transport.close)
             one = begin_node(
-                world,
+                worlds.get(name, world),
                 name,
                 tier,
                 network.transport,

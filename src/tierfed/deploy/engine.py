@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tierfed.deploy.census import recounted, sizes_of
 from tierfed.deploy.frame import Frame
 from tierfed.deploy.household import Household
 from tierfed.deploy.journal import Lineage, as_tree, digest, from_tree
-from tierfed.deploy.moving import Place, announce, collect, deliver, places
+from tierfed.deploy.moving import CENSUS, Place, announce, collect, deliver, places
 from tierfed.deploy.names import node_name, process_levels
 from tierfed.deploy.question import ALL, Answers, Question, answers, ident, merge
 from tierfed.deploy.schema import Layout, check_counts, check_finite, check_norm, replies
@@ -102,6 +103,11 @@ class Deployed(Engine):
 
     def follow(self) -> None:
         """The tree is the one that the present state knows."""
+        told = self.store.get(CENSUS, 0)
+        if told is not None and not np.array_equal(told["sizes"].numpy(), sizes_of(self.world)):
+            self.world = recounted(self.world, told["sizes"].numpy())
+            self.plan = self.world.plan
+            self._arrange(replace(self.topology, samples=self.plan.samples))
         topology = with_parents(self.world.topology, self.store, PARENTS)
         if not all(map(np.array_equal, topology.parents, self.topology.parents)):
             self._arrange(topology)

@@ -117,7 +117,11 @@ def check_local(address: str, what: str = "`tierfed up` works") -> None:
 
 def agreed(config: Config) -> str:
     """What parent and child must have in common: everything that a result depends on."""
-    return digest(fingerprint(config))
+    settings = config.deploy
+    if not settings.devices:
+        return digest(fingerprint(config))
+    elsewhere = replace(config, data=replace(config.data, path=None))  # every device has a file of its own
+    return digest(fingerprint(elsewhere), repr((settings.devices, settings.shape, settings.classes)))
 
 
 def greeting(world: World, me: Node) -> Header:
@@ -159,7 +163,7 @@ class Door:
         if child is None:
             return Refusal(f"{here} knows no {tier} {name!r}; check --name and the config of both")
         counted = int(engine.plan.samples[child]) if level == engine.depth else None
-        if hello.get("samples") != counted:
+        if not engine.settings.devices and hello.get("samples") != counted:
             told = f"{name} has {hello.get('samples')} training samples, {here} counts on {counted}"
             return Refusal(f"{told}; give both the same data and [data]")
         parent = int(engine.topology.ancestor(level, np.array([child]), self.depth)[0])

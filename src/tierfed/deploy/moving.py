@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tierfed.deploy.census import sizes_of
 from tierfed.deploy.journal import Lineage, as_tree, digest
 from tierfed.deploy.question import Answers, Question, merge
 from tierfed.engine.base import PARENTS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tierfed.deploy.engine import Deployed
     from tierfed.topology import Topology
 
+CENSUS = "census"  # the table of how many samples everybody has, where devices have told it
 TICK = -1  # of the message with the tree, beside those of visits
 Place = tuple[int, int]
 """(depth of who knows it, child)."""
@@ -81,10 +83,11 @@ def deliver(engine: Deployed, depth: int, children: list[int]) -> dict[int, str]
         return {}
     waiting = _waiting(engine)
     parents = {str(d): torch.from_numpy(p.astype(np.int32)) for d, p in enumerate(engine.topology.parents)}
+    census = {"sizes": torch.from_numpy(sizes_of(engine.world))} if engine.settings.devices else {}
     messages: dict[int, Tree] = {}
     for child in stale:
         mine = {_key(p): r for p, r in waiting.items() if _home(engine, *p, below) == child}
-        messages[child] = {"parents": parents, "moving": mine}
+        messages[child] = {"parents": parents, "moving": mine, **census}
     asks = {
         c: digest(engine.run, f"{engine.round} {TICK} {below} {c}", encode(message)) for c, message in messages.items()
     }
@@ -117,6 +120,8 @@ def take_over(engine: Deployed, level: int, ident: int, message: Tree) -> None:
     parents = [message["parents"][str(d)].numpy().astype(np.int64) for d in range(engine.depth)]
     topology = engine.world.topology.rebuilt(parents)
     put_parents(topology, engine.store, PARENTS, [True] * engine.depth)
+    if "sizes" in message:
+        engine.store.put(CENSUS, 0, {"sizes": message["sizes"]})
     engine.follow()
     for key, record in message["moving"].items():
         d, child = _place(key)
@@ -138,12 +143,14 @@ def take_over(engine: Deployed, level: int, ident: int, message: Tree) -> None:
 def told(engine: Deployed, depth: int, child: int) -> str:
     """Which tree a child knows."""
     record = engine.store.get(f"told{depth}", child)
-    return tree_digest(engine.world.topology) if record is None else bytes(record["tree"].tolist()).hex()
+    if record is not None:
+        return bytes(record["tree"].tolist()).hex()
+    return "" if engine.settings.devices else tree_digest(engine.world.topology)
 
 
 def tree_digest(topology: Topology) -> str:
     """What tells one tree from another."""
-    return digest(*(p.astype(np.int64).tobytes() for p in topology.parents))
+    return digest(*(p.astype(np.int64).tobytes() for p in (*topology.parents, topology.samples)))
 
 
 def _waiting(engine: Deployed) -> dict[Place, Tree]:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tierfed.deploy.census import sizes_of
 from tierfed.deploy.engine import Deployed, of_run
 from tierfed.deploy.frame import Frame, Header
 from tierfed.deploy.journal import Journal, Lineage, after
@@ -54,12 +55,15 @@ class Node:
         :raises Superseded: nobody wants to know any more
         """
         asked = question(frame)
+        self.engine.going = going
+        if asked.kind == "count":  # before the run has a name
+            return reply_frame(frame, self._count(asked))
         self.journal.adopt(asked.run)
-        self.engine.run, self.engine.going = asked.run, going
+        self.engine.run = asked.run
         if asked.kind == "end":
             return reply_frame(frame, self._end(asked))
         if asked.level > self.level:
-            found = self.engine.put_question(self.level, asked, lambda child, answer: None)
+            found = self.engine.put_question(self.level, asked, _any)
             return reply_frame(frame, (found.header(), found.tree()))
         if asked.level != self.level or list(asked.to) != [self.ident]:
             raise InputError(f"{self.name} was asked for nodes {list(asked.to)} of level {asked.level}")
@@ -151,6 +155,17 @@ class Node:
         found = scored(engine, world.federation.test, kind(world), cohort)
         return [[self.ident, model, metric, float(s.values[0])] for (model, metric), s in found]
 
+    def _count(self, asked: Question) -> tuple[Header, Tree]:
+        """How many samples the devices from here down have."""
+        engine = self.engine
+        if self.is_device:
+            sizes = sizes_of(engine.world)[:, self.ident].tolist()
+            found = Answers(notes={"counts": [[self.ident, *sizes]]})
+        else:
+            found = engine.put_question(self.level, count(engine, self.level, self.ident), _any)
+        found = replace(found, replies={self.ident: None}, versions={}, missing={})
+        return found.header(), found.tree()
+
     def _end(self, asked: Question) -> tuple[Header, Tree]:
         """The run is over: whoever is below hears of it, this process may end."""
         engine = self.engine
@@ -159,6 +174,17 @@ class Node:
         self.over.set()
         answer = Answers()
         return answer.header(), answer.tree()
+
+
+def _any(child: int, answer: Answers) -> None:
+    """Whatever it is."""
+
+
+def count(engine: Deployed, depth: int, ident: int) -> Question:
+    """Asks the children of a node how many samples there are."""
+    level = engine.below(depth)
+    kids = engine.topology.below(depth, ident, level).tolist()
+    return of_run(engine, kind="count", level=level, to={i: Lineage(None) for i in kids})
 
 
 def say_end(engine: Deployed, depth: int) -> None:

@@ -1,5 +1,7 @@
 """Nodes at work: what begins when a process begins, and ends with it."""
 
+import json
+import logging
 import os
 import shutil
 import threading
@@ -8,9 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tierfed import loop
 from tierfed.augment.gan import Tell
 from tierfed.config import Config
+from tierfed.data import Federation
+from tierfed.deploy.census import counted, guessed, own
 from tierfed.deploy.engine import Deployed, scores
 from tierfed.deploy.household import Household
 from tierfed.deploy.joining import (
@@ -27,20 +33,22 @@ from tierfed.deploy.joining import (
 from tierfed.deploy.journal import Journal
 from tierfed.deploy.member import Member
 from tierfed.deploy.names import CLOUD
-from tierfed.deploy.nodes import Node, say_end
+from tierfed.deploy.nodes import Node, count, say_end
 from tierfed.deploy.status import Status
 from tierfed.deploy.transport import Closing, Transport
 from tierfed.engine import Engine
 from tierfed.errors import InputError
 from tierfed.metrics import write_atomic
 from tierfed.result import Result, Watcher
+from tierfed.session import on_disk
 from tierfed.setup import World, prepare
 from tierfed.store import DiskStore, MemoryStore
 
 if TYPE_CHECKING:
     from tierfed.deploy.admission import Gate
 
-_RUN = "run.id"
+_LOG = logging.getLogger(__name__)
+_RUN, _CENSUS = "run.id", "census.json"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -110,12 +118,19 @@ class Nodes:
             one.close()
 
 
-def world_of(config: Config) -> World:
+def world_of(config: Config, device: str = "", data: Path | None = None) -> World:
     """The world of a process.
 
+    :param device: whose data are here, where deploy.devices names devices with data of their own
+    :param data: its file
     :raises InputError: whatever does not fit, or cannot be deployed
     """
-    world = prepare(deployable(config))
+    config, federation = deployable(config), None
+    if data is not None and not config.deploy.devices:
+        raise InputError("--data is for devices with files of their own; name them in deploy.devices")
+    if config.deploy.devices:
+        federation = own(config, device, data) if device else counted(config, guessed(config))
+    world = prepare(config, federation=federation)
     check_world(world)
     return world
 
@@ -216,8 +231,9 @@ class Cloud:
         :param folder: keep it in its run folder
         :raises InputError: whatever `tierfed.run` and `tierfed.resume` raise; too few nodes have answered
         """
-        over, path = loop.Over(self._begin, scores), run_folder(self.config)
+        path = run_folder(self.config)
         try:
+            over = loop.Over(self._begin, scores, self._counted(folder) if self.config.deploy.devices else None)
             if folder and (path / "config.toml").exists():
                 result = loop.resume(path, rounds=self.config.run.rounds, watch=watch, over=over)
             else:
@@ -237,12 +253,42 @@ class Cloud:
         if self.gate is not None:
             check_roaming(world)
         world = replace(world, config=replace(world.config, deploy=self.config.deploy))
-        engine = Deployed(world, store, run=_run_name(store))
+        return self._open(Deployed(world, store, run=_run_name(store)))
+
+    def _open(self, engine: Deployed) -> Deployed:
+        """Lets children in, those of an engine before this one too."""
+        before, self.engine = self.engine, engine
         door = Door(engine=engine, depth=0, ident=0, gate=self.gate)
-        engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(0), i))
-        self.engine = engine
-        self.listener = self.transport.listen(self.address or address(world, CLOUD), engine.house)
+        if before is not None and before.house is not None:
+            engine.house = before.house
+            engine.house.admit = door
+        else:
+            engine.house = Household(engine.settings, door, lambda i: engine.name(engine.below(0), i))
+            here = self.address or address(engine.world, CLOUD)
+            self.listener = self.transport.listen(here, engine.house)
         return engine
+
+    def _counted(self, folder: bool) -> Federation:
+        """Who there is, and how many samples they have told; asked once in a run."""
+        path = state_folder(self.config, CLOUD) / _CENSUS
+        if folder and path.exists():
+            return counted(self.config, np.array(json.loads(path.read_text("ascii")), np.int64))
+        engine = self._open(Deployed(world_of(self.config), MemoryStore()))
+        sizes = np.full((3, len(engine.names)), -1, np.int64)
+        while (sizes < 0).any():
+            for i, *numbers in engine.put_question(0, count(engine, 0, 0), lambda child, answer: None).notes.get(
+                "counts", []
+            ):
+                sizes[:, int(i)] = numbers
+            if (sizes < 0).any():
+                away = ", ".join(engine.names[i] for i in np.flatnonzero(sizes[0] < 0)[:8])
+                _LOG.info("the run begins when all have told their number of samples; missing: %s", away)
+                time.sleep(1.0)
+        if folder:
+            with on_disk(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, json.dumps(sizes.tolist()))
+        return counted(self.config, sizes)
 
 
 def children(engine: Deployed, depth: int, ident: int) -> tuple[int, int]:
