@@ -168,7 +168,7 @@ def begin_node(
     try:
         if isinstance(kept, DiskStore):
             kept.verify()
-        journal = Journal(kept)
+        journal = Journal(kept, anew)
         engine = Deployed(world, journal, run=journal.run)
         if tier == "fog":
             door = Door(engine=engine, depth=me.level, ident=me.index, gate=gate)
@@ -179,7 +179,7 @@ def begin_node(
             name,
             transport,
             parent or address(world, me.parent),
-            lambda: greeting(world, me),
+            lambda: greeting(world, me, journal.fresh),
             one.answer,
             wake,
             world.config.deploy.retry_seconds,
