@@ -170,8 +170,11 @@ class Household:
 
     def _refuse(self, guest: _Guest, why: Refusal) -> None:
         who = self.name_of(guest.child) if guest.child >= 0 else f"a connection from {guest.stream.peer.address}"
-        self.counters.refused += 1
-        _LOG.warning("refused %s: %s", who, why.reason)
+        if why.parent is None:
+            self.counters.refused += 1
+            _LOG.warning("refused %s: %s", who, why.reason)
+        else:
+            _LOG.info("sent on: %s", why.reason)
         parent = {} if why.parent is None else {"parent": why.parent[0], "address": why.parent[1]}
         self._send(guest, pack({"kind": "refused", "reason": why.reason, "final": why.final, **parent}))
         guest.stream.close()
