@@ -67,6 +67,7 @@ algorithm = { name = "fedavg" }
 deploy = { devices = { fog-0 = ["ann", "bob"], fog-1 = ["eve"] }, shape = [2], classes = 2 }
 """
     (ca.folder / "own.toml").write_text(config, "utf-8")
+    assert "deploy it (`tierfed up`" in ca.bad("show", "own.toml")
     rows = told(ca, "issue", "--config", "own.toml")
     assert {row["name"]: row["parent"] for row in rows if row["tier"] == "device"} == {
         "ann": "fog-0",
