@@ -236,6 +236,11 @@ def prepare(
 
 def _held(config: Config, data: Dataset | None, dtype: torch.dtype) -> Federation:
     """Who holds what, as [data] says; of a data set at hand, if there is one."""
+    if config.deploy.devices and data is None:
+        raise InputError(
+            "deploy.devices names devices with files of their own, so nobody has the data of this run in one place: "
+            "deploy it (`tierfed up`, or `tierfed cloud`, `fog` and `device`), or leave deploy.devices out"
+        )
     seed = config.run.seed
     return load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
 

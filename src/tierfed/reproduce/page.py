@@ -10,7 +10,6 @@ import tomli_w
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import spearmanr
 
 from tierfed.metrics import write_atomic
 from tierfed.report.words import MINUS, NONE, duration
@@ -71,6 +70,8 @@ def rankings(outcome: Outcome) -> list[tuple[str, str, str, str, float]]:
                 continue
             papers = {e.line.method: e.line.paper or 0.0 for e in both}
             ours = {e.line.method: e.ours or 0.0 for e in both}
+            from scipy.stats import spearmanr  # noqa: PLC0415  (a device has no scipy)
+
             rho = float(spearmanr(list(papers.values()), list(ours.values())).statistic)
             out.append((data, quantity, _best_first(papers), _best_first(ours), rho))
     return out

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from tierfed.report.load import RunFolder
 from tierfed.report.svg import beside, heatmap, lines
@@ -47,6 +46,8 @@ def decay(run: RunFolder, layer: str = "") -> float:
         return float("nan")
     far = np.round(np.abs(shares[:, None] - shares).sum(2) / 2, 9)  # [N, N]; rounding must not tell equal ones apart
     others = ~np.eye(len(far), dtype=bool)
+    from scipy.stats import spearmanr  # noqa: PLC0415  (a device has no scipy)
+
     found = [
         float(spearmanr(far[i, others[i]], m[i, others[i]]).statistic)
         for name, m in last.layers.items()
