@@ -158,15 +158,17 @@ def is_ask(frame: bytes, round_: int) -> bool:
     return header.get("kind") == "ask" and header.get("round") == round_ - 1
 
 
-def logged(log: pytest.LogCaptureFixture, text: str, times: int = 1) -> None:
-    """Until so many lines of nodes in this process begin with a text, or hold it after "…"."""
-    begins, end = not text.startswith("…"), time.monotonic() + SECONDS
-    text = text.removeprefix("…")
+def logged(log: pytest.LogCaptureFixture, *texts: str, times: int = 1) -> None:
+    """Until so many lines of nodes in this process begin with one of some texts, or hold it after "…"."""
+    end, found, seen = time.monotonic() + SECONDS, 0, 0
     while True:
-        said = [r.getMessage() for r in list(log.records)]
-        if sum(line.startswith(text) if begins else text in line for line in said) >= times:
+        fresh = [r.getMessage() for r in log.records[seen:]]
+        seen += len(fresh)
+        found += sum(any(t[1:] in line if t[0] == "…" else line.startswith(t) for t in texts) for line in fresh)
+        if found >= times:
             return
-        assert time.monotonic() < end, f"{text!r} never came:\n" + "\n".join(said)
+        if time.monotonic() > end:
+            raise AssertionError(f"{texts} never came:\n" + "\n".join(r.getMessage() for r in log.records[-60:]))
         time.sleep(0.01)
 
 
