@@ -51,6 +51,8 @@ class Over(NamedTuple):
     score: Scorer
     federation: Federation | None = None
     """Who holds what, in the place of [data]."""
+    check: Callable[[World], None] = lambda world: None
+    """Raises InputError where they cannot, before anything is written."""
 
 
 HERE = Over(World.engine, evaluate)
@@ -94,6 +96,7 @@ def run(
         refuse_existing(path)
     tell = _teller(config, path if folder else None, watch)
     world = prepare(config, data, module, federation=over.federation, tell=tell)
+    over.check(world)
     baseline = read_baseline(world)
     start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:

@@ -1,8 +1,9 @@
 """A whole tree for tests: in this process over the network in memory, or as real processes on loopback."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from tierfed.data import Federation
 from tierfed.deploy.memory import Memory
 from tierfed.deploy.names import tree_nodes
 from tierfed.deploy.process import AtWork, Cloud, Nodes, begin_node, world_of
+from tierfed.engine import Engine
 from tierfed.evaluation import evaluate
+from tierfed.faults import Faults
 from tierfed.loop import Over, Result
 from tierfed.loop import run as simulate
 from tierfed.setup import World
-from tierfed.store import MemoryStore
+from tierfed.store import DiskStore, MemoryStore
 from tierfed.tree import Tree
 
 DEVICES, TEAMS, ROWS, FEATURES = 12, 3, 16, 6
@@ -56,14 +59,18 @@ def config(folder: Path, algorithm: dict[str, Any], **tables: dict[str, Any]) ->
 @contextmanager
 def tree(config: Config, network: Memory, memory: bool = True) -> Iterator[dict[str, AtWork]]:
     """All fogs and devices of a config at work in this process, by name."""
-    nodes, by_name = Nodes(), dict[str, AtWork]()
+    nodes, by_name, compute = Nodes(), dict[str, AtWork](), threading.Lock()
     world = world_of(config)
     try:
         for one in tree_nodes(world.topology, world.federation.devices):
-            if one.tier != "cloud":  # each with models of its own: they compute at the same time
-                own = one.name if one.tier == "device" and config.deploy.devices else ""
-                by_name[one.name] = begin_node(world_of(config, own), one.name, one.tier, network, memory=memory)
-                nodes.at_work.append(by_name[one.name])
+            if one.tier == "cloud":
+                continue
+            # devices share a world and take turns, as in one process; every fog computes at its own time
+            own = one.name if one.tier == "device" and config.deploy.devices else ""
+            theirs = world if one.tier == "device" and not own else world_of(config, own)
+            lock = compute if theirs is world else None
+            by_name[one.name] = begin_node(theirs, one.name, one.tier, network, memory=memory, compute=lock)
+            nodes.at_work.append(by_name[one.name])
         yield by_name
     finally:
         nodes.close()
@@ -100,7 +107,12 @@ def deploy(config: Config, folder: bool = False) -> Deployment:
 
 def everything(result: Result, nodes: dict[str, AtWork]) -> dict[str, Tree]:
     """The models and rows of cloud, fogs and devices, as the store of a simulation has them."""
-    out = models_of(result.engine.store)
+    store = result.engine.store
+    if isinstance(store, DiskStore):  # it was closed at the end of the run
+        with closing(DiskStore(store.path)) as again:
+            out = models_of(again)
+    else:
+        out = models_of(store)
     for one in nodes.values():
         out |= models_of(one.node.journal)
     return out
@@ -112,9 +124,20 @@ def models_of(store: Any) -> dict[str, Tree]:
     return {f"{t}/{i}": store.get(t, i) for t in tables for i in store.ids(t)}
 
 
-def simulated(config: Config, federation: Federation | None = None) -> tuple[Result, dict[str, Tree]]:
-    """The same run in simulation, one node after the other. :param federation: in the place of [data]"""
-    over = Over(World.engine, evaluate, federation)
+def simulated(
+    config: Config, federation: Federation | None = None, faults: Faults | None = None
+) -> tuple[Result, dict[str, Tree]]:
+    """The same run in simulation, one node after the other.
+
+    :param federation: in the place of [data]; :param faults: in the place of [faults]
+    """
+
+    def engine(world: World, store: Any, tell: Any) -> Engine:
+        made = world.engine(store, tell)
+        made.faults = faults or made.faults
+        return made
+
+    over = Over(engine, evaluate, federation)
     result = simulate(replace(config, engine=replace(config.engine, name="serial")), folder=False, over=over)
     assert isinstance(result.engine.store, MemoryStore)
     return result, models_of(result.engine.store)

@@ -12,7 +12,7 @@ import numpy as np
 from tierfed.deploy.census import recounted, sizes_of
 from tierfed.deploy.frame import Frame
 from tierfed.deploy.household import Household
-from tierfed.deploy.journal import Lineage, as_tree, digest, from_tree
+from tierfed.deploy.journal import Journal, Lineage, as_tree, digest, from_tree
 from tierfed.deploy.moving import CENSUS, Place, announce, collect, deliver, places
 from tierfed.deploy.names import node_name, process_levels
 from tierfed.deploy.question import ALL, Answers, Question, answers, ident, merge
@@ -34,6 +34,7 @@ from tierfed.wire import encode
 
 _LOG = logging.getLogger(__name__)
 _MOST_OPEN = 256
+REMEDY = "; start them again, or set deploy.quorum lower; the same command goes on with the run"
 Checked = Callable[[int, Answers], None]
 
 
@@ -113,6 +114,11 @@ class Deployed(Engine):
             self._arrange(topology)
             self._review()
 
+    @property
+    def fresh(self) -> set[int]:
+        """Children that have lost what they knew, and have not been told the tree since."""
+        return set() if self.house is None else self.house.fresh
+
     @cached_property
     def layouts(self) -> dict[int, Layout]:
         """What replies of each level look like."""
@@ -157,7 +163,10 @@ class Deployed(Engine):
 
     def lineage(self, depth: int, child: int, level: int) -> Lineage:
         """What this node counts on of somebody on a level that it asks."""
-        return from_tree(self.store.get(self._table(depth, level), child))
+        record = self.store.get(self._table(depth, level), child)
+        if record is None and isinstance(self.store, Journal) and self.store.anew:
+            return Lineage(None)  # the node whose place this one took may have asked it
+        return from_tree(record)
 
     def put_lineage(self, depth: int, child: int, level: int, lineage: Lineage) -> None:
         """The same from now on."""
@@ -267,29 +276,38 @@ class _Remote(Level):
         for i, message in there:
             content = first if shared else encode(message)
             self.asked[i] = digest(e.run, f"{e.round} {tick} {to} {i}", content)
-        question = of_run(
-            e,
-            kind="ask",
-            tick=tick,
-            level=to,
-            to={i: e.lineage(self.depth, i, to) for i, _ in there},
-            asks=self.asked,
-            messages=_common([m for _, m in there], np.array([i for i, _ in there]), shared),
-        )
         below = e.below(self.depth)
         over = {i: int(e.topology.ancestor(to, np.array([i]), below)[0]) for i, _ in there}
         lost = deliver(e, self.depth, sorted(set(over.values())))
-        reached = question.part(i for i in over if over[i] not in lost)
         enough = self.wanted if len(kids) > self.wanted else None
-        found = e.put_question(self.depth, reached, self._check(reached), enough)
+        found = self._put({i: m for i, m in there if over[i] not in lost}, tick, enough)
         found = replace(found, missing={**found.missing, **{i: lost[c] for i, c in over.items() if c in lost}})
-        self.asked = dict(reached.asks)
+        begun = {c for c in e.fresh if any(i in found.missing for i in over if over[i] == c)}
+        if begun:  # they have taken the place of lost ones meanwhile, and must know the tree before they are asked
+            lost = deliver(e, self.depth, sorted(begun))
+            again = self._put({i: m for i, m in there if over[i] in begun and over[i] not in lost}, tick, None)
+            rest = {i: why for i, why in found.missing.items() if i not in again.replies and i not in again.missing}
+            found = merge([replace(found, missing=rest), again], {})
         self._count(found, len(there))
         self.versions = found.versions
         for told in found.notes.get("log", []):
             add_log(e.log, told)
         add_traces(e.told, found.notes.get("traces", []))
         return [found.replies.get(int(i)) for i in kids]
+
+    def _put(self, messages: dict[int, Tree], tick: int, enough: int | None) -> Answers:
+        """Asks some of the kids."""
+        e, to, ids = self.engine, self.engine.reach(self.depth), np.array(list(messages), np.int64)
+        question = of_run(
+            e,
+            kind="ask",
+            tick=tick,
+            level=to,
+            to={i: e.lineage(self.depth, i, to) for i in messages},
+            asks={i: self.asked[i] for i in messages},
+            messages=_common(list(messages.values()), ids, e.tiers[self.depth].sees == ""),
+        )
+        return e.put_question(self.depth, question, self._check(question), enough)
 
     def _check(self, question: Question) -> Checked:
         """Replies are checked before they are used."""
@@ -321,7 +339,7 @@ class _Remote(Level):
         if answered < needed:
             raise InputError(
                 f"round {e.round + 1} at {me}: {answered} of {asked} have answered, {needed} are needed; missing: "
-                f"{names}; start them again, or set deploy.quorum lower; the run goes on where it is"
+                f"{names}{REMEDY if self.depth == 0 else ''}"
             )
         _LOG.warning("round %d at %s: goes on without %s", e.round + 1, me, names)
         e.log.lost[to - 1] = e.log.lost.get(to - 1, 0) + len(away)

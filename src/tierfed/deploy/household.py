@@ -78,6 +78,7 @@ class Household:
     def __init__(self, settings: DeploySettings, admit: Admission, name_of: Callable[[int], str]) -> None:
         self.settings, self.admit, self.name_of = settings, admit, name_of
         self.counters = Counters()
+        self.fresh: set[int] = set()  # children that have lost what they knew
         self._changed = threading.Condition()
         self._guests: dict[int, _Guest] = {}  # by id of the stream
         self._children: dict[int, _Guest] = {}
@@ -140,6 +141,9 @@ class Household:
             return
         before, self._children[child] = self._children.get(child), guest
         guest.child, guest.hello = child, hello
+        tree_lost = bool(hello.get("fresh")) and hello.get("tier") != "device"
+        if tree_lost:
+            self.fresh.add(child)
         if before is not None:  # it has lost its connection and this end has not noticed
             self._guests.pop(id(before.stream), None)
             before.stream.close()
@@ -147,7 +151,10 @@ class Household:
         _LOG.info("%s has joined from %s", self.name_of(child), guest.stream.peer.address)
         self._send(guest, pack({"kind": "welcome"}))
         if child in self._asked and child not in self._came:
-            self._send(guest, self._asked[child][1])
+            if tree_lost and peek(self._asked[child][1]).get("kind") != "tree":
+                self._came[child] = pack({"kind": "failed", "reason": "it has begun anew"})
+            else:
+                self._send(guest, self._asked[child][1])
         self._changed.notify_all()
 
     def _reply(self, guest: _Guest, header: Header, frame: bytes) -> None:
@@ -165,8 +172,11 @@ class Household:
 
     def _refuse(self, guest: _Guest, why: Refusal) -> None:
         who = self.name_of(guest.child) if guest.child >= 0 else f"a connection from {guest.stream.peer.address}"
-        self.counters.refused += 1
-        _LOG.warning("refused %s: %s", who, why.reason)
+        if why.parent is None:
+            self.counters.refused += 1
+            _LOG.warning("refused %s: %s", who, why.reason)
+        else:
+            _LOG.info("sent on: %s", why.reason)
         parent = {} if why.parent is None else {"parent": why.parent[0], "address": why.parent[1]}
         self._send(guest, pack({"kind": "refused", "reason": why.reason, "final": why.final, **parent}))
         guest.stream.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tierfed.config import Config
+from tierfed.config import Config, GridSettings
 from tierfed.deploy.engine import Deployed
 from tierfed.deploy.frame import PROTOCOL, Header
 from tierfed.deploy.household import Refusal
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def deployable(config: Config) -> Config:
-    """The config as processes run it: every round is committed, whoever is below counts on that.
+    """The config as processes run it: every round is committed, whoever is below counts on that. Of a grid, [algorithm]
+    is trained with run.seed.
 
     :raises InputError: something in it is for simulation alone
     """
@@ -35,7 +36,6 @@ def deployable(config: Config) -> Config:
         ("offload.mode", config.offload.mode != "none"),
         ("start.run", config.start.run is not None),
         ("personalize.mechanism", config.personalize.mechanism != "none"),
-        ("grid", bool(config.grid.algorithms or config.grid.seeds)),
     ):
         if why:
             raise InputError(f"{table} is set, which works in simulation alone (`tierfed run`); leave it out to deploy")
@@ -45,6 +45,7 @@ def deployable(config: Config) -> Config:
             "another value, such as 'natural' or 'random'"
         )
     run = replace(config.run, checkpoint_every=1, device="cpu" if config.run.device == "auto" else config.run.device)
+    config = replace(config, grid=GridSettings())
     return replace(config, run=run, engine=replace(config.engine, name="serial", address="", gpus=0.0))
 
 
@@ -124,8 +125,8 @@ def agreed(config: Config) -> str:
     return digest(fingerprint(elsewhere), repr((settings.devices, settings.shape, settings.classes)))
 
 
-def greeting(world: World, me: Node) -> Header:
-    """What a child says of itself."""
+def greeting(world: World, me: Node, fresh: bool = False) -> Header:
+    """What a child says of itself. :param fresh: it has lost what it knew"""
     samples = {}
     if me.tier == "device":
         samples = {"samples": int(world.plan.samples[me.index])}
@@ -134,6 +135,7 @@ def greeting(world: World, me: Node) -> Header:
         "protocol": PROTOCOL,
         "name": me.name,
         "tier": me.tier,
+        "fresh": fresh,
         "config": agreed(world.config),
         "torch": torch.__version__,
         "python": platform.python_version(),

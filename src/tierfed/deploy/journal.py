@@ -70,10 +70,13 @@ class Visit:
 
 
 class Journal:
-    """The store of one node (the protocol `tierfed.store.Store`), over one that forgets or one on disk."""
+    """The store of one node (the protocol `tierfed.store.Store`), over one that forgets or one on disk.
 
-    def __init__(self, store: DiskStore | MemoryStore) -> None:
-        self.store = store
+    :param anew: it takes the place of one whose state was lost, and begins in the middle of a run
+    """
+
+    def __init__(self, store: DiskStore | MemoryStore, anew: bool = False) -> None:
+        self.store, self.anew = store, anew or bool(store.meta.get("anew"))
         self.version = str(store.meta.get("version", FIRST))  # of what is not in the journal any more
         self.run = str(store.meta.get("run", ""))
         self.round = int(store.meta.get("round", -1))
@@ -89,12 +92,17 @@ class Journal:
         """The version after the last visit."""
         return self.visits[-1].after if self.visits else self.version
 
+    @property
+    def fresh(self) -> bool:
+        """Whether it takes a lost one's place and has not been visited yet."""
+        return self.anew and not self.visits and self.version == FIRST
+
     def find(self, lineage: Lineage) -> str:
         """The version that a parent counts on.
 
         :raises InputError: this node does not have it
         """
-        if lineage.known is None:
+        if lineage.known is None or self.fresh:
             return self.newest()
         have = {self.version, *(v.after for v in self.visits)}
         version, steps = lineage.known, {(v.before, v.ask): v.after for v in self.visits}
@@ -171,6 +179,7 @@ class Journal:
         meta = {
             "version": self.version,
             "run": self.run,
+            "anew": self.anew,
             "round": self.round,
             "trail": self.trail,
             "number": max((v.number for v in self.visits), default=int(self.store.meta.get("number", 0))),

@@ -78,7 +78,8 @@ def deliver(engine: Deployed, depth: int, children: list[int]) -> dict[int, str]
     :param children: processes below a node of this depth
     """
     below, now = engine.below(depth), tree_digest(engine.topology)
-    stale = [c for c in children if told(engine, depth, c) != now]
+    fresh = engine.fresh
+    stale = [c for c in children if c in fresh or told(engine, depth, c) != now]
     if not stale or below == engine.depth:
         return {}
     waiting = _waiting(engine)
@@ -106,6 +107,7 @@ def deliver(engine: Deployed, depth: int, children: list[int]) -> dict[int, str]
         if child in found.versions:
             engine.put_lineage(depth, child, below, Lineage(found.versions[child], (), True))
             engine.store.put(f"told{depth}", child, {"tree": _code(now)})
+            fresh.discard(child)
             for key in messages[child]["moving"]:
                 d, i = _place(key)
                 engine.store.put(f"moving{d}", i, None)

@@ -168,7 +168,7 @@ def begin_node(
     try:
         if isinstance(kept, DiskStore):
             kept.verify()
-        journal = Journal(kept)
+        journal = Journal(kept, anew)
         engine = Deployed(world, journal, run=journal.run)
         if tier == "fog":
             door = Door(engine=engine, depth=me.level, ident=me.index, gate=gate)
@@ -179,7 +179,7 @@ def begin_node(
             name,
             transport,
             parent or address(world, me.parent),
-            lambda: greeting(world, me),
+            lambda: greeting(world, me, journal.fresh),
             one.answer,
             wake,
             world.config.deploy.retry_seconds,
@@ -233,7 +233,8 @@ class Cloud:
         """
         path = run_folder(self.config)
         try:
-            over = loop.Over(self._begin, scores, self._counted(folder) if self.config.deploy.devices else None)
+            federation = self._counted(folder) if self.config.deploy.devices else None
+            over = loop.Over(self._begin, scores, federation, self._check)
             if folder and (path / "config.toml").exists():
                 result = loop.resume(path, rounds=self.config.run.rounds, watch=watch, over=over)
             else:
@@ -248,10 +249,12 @@ class Cloud:
             if self.listener is not None:
                 self.listener.close()
 
-    def _begin(self, world: World, store: DiskStore | MemoryStore, tell: Tell | None) -> Engine:
+    def _check(self, world: World) -> None:
         check_world(world)
         if self.gate is not None:
             check_roaming(world)
+
+    def _begin(self, world: World, store: DiskStore | MemoryStore, tell: Tell | None) -> Engine:
         world = replace(world, config=replace(world.config, deploy=self.config.deploy))
         return self._open(Deployed(world, store, run=_run_name(store)))
 
