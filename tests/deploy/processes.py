@@ -46,16 +46,20 @@ def free_ports(count: int) -> int:
 
 
 class Process:
-    """One process of a run. What it writes is kept, line by line."""
+    """One process of a run. What it writes is kept, line by line.
 
-    def __init__(self, arguments: Sequence[str], folder: Path, env: Mapping[str, str]) -> None:
+    :param code: Python that runs in it before anything else
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, env: Mapping[str, str], code: str = "") -> None:
         self.arguments, self.lines = list(arguments), list[str]()
         self._changed = threading.Condition()
+        how = ["-c", f"{code}\nfrom tierfed.cli import main\nmain()"] if code else ["-m", "tierfed"]
         if fork is not None:
-            self.child: Any = fork("-m", "tierfed", *arguments, cwd=folder, env=env)
+            self.child: Any = fork(*how, *arguments, cwd=folder, env=env)
         else:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "tierfed", *arguments],
+                [sys.executable, *how, *arguments],
                 cwd=folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -138,11 +142,11 @@ class Run:
         self.env: dict[str, str] = environment()
         (folder / CONFIG).write_text(to_toml(wanted))
 
-    def start(self, *names: str, more: Sequence[str] = ()) -> Process:
-        """One process with a node, or several devices."""
+    def start(self, *names: str, more: Sequence[str] = (), code: str = "") -> Process:
+        """One process with a node, or several devices. :param code: as of `Process`"""
         tier = self.tiers[names[0]]
         named = [] if tier == "cloud" else [a for name in names for a in ("--name", name)]
-        process = Process([tier, CONFIG, *named, "--insecure", *more], self.folder, self.env)
+        process = Process([tier, CONFIG, *named, "--insecure", *more], self.folder, self.env, code)
         if names in self.processes:
             self.past.append(self.processes[names])
         self.processes[names] = process

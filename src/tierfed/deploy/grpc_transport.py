@@ -176,6 +176,7 @@ class Grpc:
             ("grpc.max_send_message_length", most),
             ("grpc.keepalive_time_ms", pause),
             ("grpc.keepalive_timeout_ms", pause),
+            ("grpc.http2.ping_timeout_ms", pause),  # a minute by default, whatever the one above says
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", min(5000, pause // 2)),

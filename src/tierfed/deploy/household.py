@@ -129,6 +129,8 @@ class Household:
                 del self._children[guest.child]
                 _LOG.info("%s is gone: %s", self.name_of(guest.child), why)
                 self._changed.notify_all()
+            elif guest is not None and guest.child < 0:
+                _LOG.info("a connection from %s has ended before it said who it is: %s", stream.peer.address, why)
 
     def _hello(self, guest: _Guest, hello: Header) -> None:
         if hello.get("kind") != "hello":

@@ -21,6 +21,7 @@ from tierfed.tree import Tree
 TABLE = "visit"
 FIRST = ""  # the version of a node that was never visited
 _DIGEST_BYTES = 16
+_LONGEST_TRAIL = 256
 
 Key = tuple[str, int]
 
@@ -79,6 +80,8 @@ class Journal:
         self.version = str(store.meta.get("version", FIRST))  # of what is not in the journal any more
         self.run = str(store.meta.get("run", ""))
         self.round = int(store.meta.get("round", -1))
+        self.trail = [(str(b), str(a)) for b, a in store.meta.get("trail", [])]  # (version, message) that led to it
+        self._told = True  # what the parent counts on is no older than this state
         self.visits = [Visit(**{**v, "gone": [tuple(k) for k in v["gone"]]}) for v in store.meta.get("visits", [])]
         self._over: dict[Key, Tree | None] = {}  # of visits that hold, above the store
         self._staged: dict[Key, Tree | None] = {}
@@ -102,15 +105,17 @@ class Journal:
         if lineage.known is None or self.fresh:
             return self.newest()
         have = {self.version, *(v.after for v in self.visits)}
-        if lineage.known not in have:
+        version, steps = lineage.known, {(v.before, v.ask): v.after for v in self.visits}
+        self._told = version in have
+        steps |= {(before, ask): after(before, ask) for before, ask in self.trail}
+        for ask in lineage.open:
+            version = steps.get((version, ask), version)
+        if version not in have:
             raise InputError(
-                f"the parent counts on state {lineage.known[:8] or 'of the beginning'}, this node has "
+                f"the parent counts on state {version[:8] or 'of the beginning'}, this node has "
                 f"{', '.join(sorted(v[:8] or 'that of the beginning' for v in have))}; bring back its folder, or let "
                 "it begin anew: --anew"
             )
-        version, steps = lineage.known, {(v.before, v.ask): v.after for v in self.visits}
-        for ask in lineage.open:
-            version = steps.get((version, ask), version)
         return version
 
     def look(self, version: str) -> None:
@@ -176,6 +181,7 @@ class Journal:
             "run": self.run,
             "anew": self.anew,
             "round": self.round,
+            "trail": self.trail,
             "number": max((v.number for v in self.visits), default=int(self.store.meta.get("number", 0))),
             "visits": [asdict(v) for v in self.visits],
             "replies": {k: h for k, h in replies.items() if k in kept},
@@ -184,8 +190,10 @@ class Journal:
 
     def _settle(self, version: str) -> None:
         """The visits that led to a version become part of the state, all others are forgotten; durable with the next
-        commit.
+        commit. A parent that has not heard of them counts on what was before: they are known by name.
         """
+        path = [(v.before, v.ask) for v in self._path(version)]
+        self.trail = ([] if self._told else self.trail[-_LONGEST_TRAIL:]) + path
         for (table, ident), record in self._along(version):
             self.store.put(table, ident, record)
         for visit in self.visits:
