@@ -22,7 +22,9 @@ from tierfed import config as configs
 from tierfed.catalog import catalog
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
+from tierfed.deploy.commands import cloud, device, fog, health, up
 from tierfed.deploy.keys_command import keys
+from tierfed.deploy.units import units
 from tierfed.errors import InputError, nearest
 from tierfed.export_command import export
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
@@ -261,6 +263,8 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 app.command()(export)
 app.add_typer(keys, name="keys")
+for command in (cloud, fog, device, up, health, units):
+    app.command()(command)
 
 
 @app.command("reproduce")

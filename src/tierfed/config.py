@@ -12,6 +12,7 @@ import tomli_w
 from tierfed.augment import AugmentSettings
 from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
+from tierfed.deployment import DeploySettings
 from tierfed.errors import InputError, nearest
 from tierfed.faults import Faults
 from tierfed.offload import OffloadSettings
@@ -165,6 +166,7 @@ class Config:
     offload: OffloadSettings = field(default_factory=OffloadSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    deploy: DeploySettings = field(default_factory=DeploySettings)
     personalize: PersonalizeSettings = field(default_factory=PersonalizeSettings)
     start: StartSettings = field(default_factory=StartSettings)
     grid: GridSettings = field(default_factory=GridSettings)

@@ -1,7 +1,7 @@
 """Evaluated models on test data: the scores of every device, or of a sample of the devices."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -66,18 +66,31 @@ def evaluate(
     parts: dict[tuple[str, str], list[Scores]] = {}
     began, wait, done = time.monotonic(), _SECONDS, 0
     for cohort in cohorts(engine, order, post, chunk):
-        for ids, name, scores in _scored(engine, test, kind, cohort):
-            for metric, values in scores.items():
-                parts.setdefault((name, metric), []).append(Scores(ids, values))
+        for key, part in scored(engine, test, kind, cohort):
+            parts.setdefault(key, []).append(part)
         done += len(cohort.devices)
         if tell is not None and time.monotonic() - began > wait:
             tell(f"evaluating: {done:,} of {len(order):,} devices")
             wait *= 2
+    return found(parts)
+
+
+def scored(
+    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort
+) -> Iterator[tuple[tuple[str, str], Scores]]:
+    """(model, metric) and scores of some of the devices of a cohort at a time."""
+    for ids, name, scores in _scored(engine, test, kind, cohort):
+        for metric, values in scores.items():
+            yield (name, metric), Scores(ids, values)
+
+
+def found(parts: Mapping[tuple[str, str], list[Scores]]) -> Found:
+    """Scores of different devices by (model, metric), put together."""
     out: Found = {}
     for name in MODELS:
-        for (model, metric), found in parts.items():
+        for (model, metric), scores in parts.items():
             if model == name:
-                out.setdefault(name, {})[metric] = _joined(found)
+                out.setdefault(name, {})[metric] = _joined(scores)
     return out
 
 

@@ -16,7 +16,6 @@ from tierfed.peers import PEER_LINK
 from tierfed.setup import World
 from tierfed.task import Task
 from tierfed.transfers import Transfer
-from tierfed.tree import Tree
 
 _ALL_COUNTED, _COUNTED = 10_000, 1_000  # devices whose labels are counted for reports: all, or of more so many
 NOT_MEASURED = -1.0  # of a trace, see `Tier.traces`
@@ -84,19 +83,16 @@ def trace_rows(world: World, engine: Engine, round_: int, log: RoundLog) -> list
     """The scalars that algorithm and tiers want to be seen, of the nodes that this round visited."""
     rows = []
     for i in sorted({int(i) for v in log.visits for i in v.devices}):
-        own, name = engine.own(i), world.federation.devices[i]
-        rows += _traces(round_, "device", name, own, engine.algorithm.traces)
+        rows += _traces(round_, "device", world.federation.devices[i], engine.traced(engine.depth, i))
     for depth, tier in enumerate(engine.tiers):
         nodes = sorted({int(i) for b in log.bursts if b.depth == depth for i in b.parents})
         for node in nodes if tier.traces else ():
-            kept = engine.kept(depth, node)
             name = "cloud" if depth == 0 else node_name(world, depth, node)
-            rows += _traces(round_, world.topology.levels[depth], name, kept, tier.traces)
+            rows += _traces(round_, world.topology.levels[depth], name, engine.traced(depth, node))
     return rows
 
 
-def _traces(round_: int, tier: str, node: str, state: Tree, names: tuple[str, ...]) -> list[Row]:
-    values = {t: float(state[t]) for t in names if t in state}
+def _traces(round_: int, tier: str, node: str, values: dict[str, float]) -> list[Row]:
     return [Row(round_, tier, node, "", "", t, v) for t, v in values.items() if v != NOT_MEASURED]
 
 
@@ -203,7 +199,8 @@ def device_table(world: World) -> pa.Table:
     devices, the labels of some are counted.
     """
     f, n = world.federation, len(world.federation)
-    counted = evenly(n, n if n <= _ALL_COUNTED else _COUNTED)
+    most = n if n <= _ALL_COUNTED else _COUNTED
+    counted = evenly(n, 0 if world.config.deploy.devices else most)  # whose labels nobody else knows
     counts: list[list[int] | None] = [None] * n
     for i, row in zip(counted.tolist(), f.label_counts(devices=counted).tolist(), strict=True):
         counts[i] = row

@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tierfed.disk import disk_error
 from tierfed.engine import Engine
 from tierfed.engine.ahead import prefetch
 from tierfed.engine.beginning import put_parents, with_parents
-from tierfed.evaluation import evaluate, evaluated, kind
+from tierfed.evaluation import Found, evaluate, evaluated, kind
 from tierfed.formation import event, form, pending, with_teams
 from tierfed.metrics import Row, Scores, to_table, write_atomic
 from tierfed.record import (
@@ -42,6 +42,8 @@ from tierfed.transfers import Transfer, awaited, bursts, roads
 
 BEGUN = "begun"  # the table of the tree that the first round begins with, as `tierfed.engine.base.PARENTS`
 _EXPORT_SECONDS = 10.0
+Scorer = Callable[..., Found]
+"""Scores of evaluated models, as `tierfed.evaluation.evaluate`."""
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
 
 
@@ -50,6 +52,7 @@ def fingerprint(config: Config) -> str:
     tables = table(config)
     tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
     tables.pop("eval")
+    tables.pop("deploy")  # where processes are
     # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
     tables["start"].pop("run", None)
     tables["data"].pop("dir", None)
@@ -75,7 +78,9 @@ class Session:
         baseline: Scores | None,
         identity: dict[str, Any],
         start: Start | None = None,
+        score: Scorer = evaluate,
     ) -> None:
+        self.score = score
         self.world, self.engine, self.store, self.path = world, engine, store, path
         self.rows, self.events, self.watch, self.baseline = rows, happened, watch, baseline
         self.start, self.pending = start, list[dict[str, Any]]()
@@ -186,7 +191,7 @@ class Session:
         """Scores and statistics after a round."""
         drawn = evaluated(self.world, number, last)
         test, post = self.world.federation.test, self.world.config.eval.post
-        found = evaluate(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
+        found = self.score(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
         return score_rows(self.world, number, found, drawn, self.baseline)
 
     def _tell(self, doing: str) -> None:

@@ -137,6 +137,7 @@ def prepare(
     data: Dataset | None = None,
     module: nn.Module | None = None,
     *,
+    federation: Federation | None = None,
     begun: Mapping[str, Params] | None = None,
     computed: Mapping[str, Any] | None = None,
     draft: bool = False,
@@ -146,6 +147,7 @@ def prepare(
 
     :param data: a data set at hand, in the place of data.source
     :param module: a model at hand, in the place of model.name
+    :param federation: who holds what, in the place of [data]
     :param begun: `World.begun` of the run that goes on
     :param computed: how the run that goes on was computed: its kernel, and the shares of a cohort
     :param draft: nothing is trained here and no sample generated: a world to look at, not to run
@@ -159,7 +161,7 @@ def prepare(
     device = choose_device("cpu" if config.engine.name == "ray" else config.run.device)
     dtype = cast("torch.dtype", getattr(torch, config.run.dtype))
     seed = config.run.seed
-    federation = load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
+    federation = _held(config, data, dtype) if federation is None else federation
     check_evaluation(config, len(federation))
     outputs = len(federation.classes) or (1 if federation.y.dim() == 1 else federation.y.shape[1])
     modules, kinds = networks(config.model, federation, outputs, seed, module)
@@ -230,6 +232,17 @@ def prepare(
     )
     world = world if config.offload.mode == "none" else offloaded(world)
     return world if world.engine_name == "serial" else replace(world, choice=_choice(world, computed, draft, tell))
+
+
+def _held(config: Config, data: Dataset | None, dtype: torch.dtype) -> Federation:
+    """Who holds what, as [data] says; of a data set at hand, if there is one."""
+    if config.deploy.devices and data is None:
+        raise InputError(
+            "deploy.devices names devices with files of their own, so nobody has the data of this run in one place: "
+            "deploy it (`tierfed up`, or `tierfed cloud`, `fog` and `device`), or leave deploy.devices out"
+        )
+    seed = config.run.seed
+    return load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
 
 
 def _choice(world: World, computed: Mapping[str, Any] | None, draft: bool, tell: Tell | None) -> Choice:

@@ -1,6 +1,8 @@
-"""A CA with a small tree, made once."""
+"""A CA with a small tree, made once; what nodes in this process say."""
 
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,17 @@ def own(authority: Authority, tmp_path: Path) -> Authority:
     """A copy of the CA to change."""
     shutil.copytree(authority.folder, tmp_path / "own")
     return open_authority(tmp_path / "own")
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Every line of `tierfed`, also where a command of an earlier test has sent them elsewhere."""
+    logger = logging.getLogger("tierfed")
+    before = logger.propagate, logger.level
+    logger.addHandler(caplog.handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.propagate, _ = before
+    logger.setLevel(before[1])

@@ -53,6 +53,29 @@ def test_roaming_devices_of_a_config(ca: Shell) -> None:
     assert [row["parent"] for row in rows] == ["", "cloud", "cloud", *["any"] * DEVICES]
 
 
+def test_an_algorithm_that_moves_devices_needs_roaming(ca: Shell) -> None:
+    jobfed = ("issue", "--config", "toy.toml", "--set", "algorithm.name=jobfed", "--set", "topology.fogs=2")
+    assert "let them stay (algorithm.recluster_every = 0)" in ca.bad("keys", *jobfed)
+    assert "let them stay" in ca.bad("keys", *jobfed, "--set", "deploy.roaming=true")
+    assert len(told(ca, *jobfed, "--set", "algorithm.recluster_every=0")) == 3 + DEVICES
+
+
+def test_devices_whose_data_nobody_else_has(ca: Shell) -> None:
+    config = """
+data = { source = "csv", path = "{name}.csv" }
+algorithm = { name = "fedavg" }
+deploy = { devices = { fog-0 = ["ann", "bob"], fog-1 = ["eve"] }, shape = [2], classes = 2 }
+"""
+    (ca.folder / "own.toml").write_text(config, "utf-8")
+    assert "deploy it (`tierfed up`" in ca.bad("show", "own.toml")
+    rows = told(ca, "issue", "--config", "own.toml")
+    assert {row["name"]: row["parent"] for row in rows if row["tier"] == "device"} == {
+        "ann": "fog-0",
+        "bob": "fog-0",
+        "eve": "fog-1",
+    }
+
+
 def test_one_node_after_the_other(ca: Shell) -> None:
     assert "fog-0" in ca.good("keys", "issue", "fog-0", "--host", "fog.example.org")
     assert "wanted a host name" in ca.bad("keys", "issue", "fog-0", "--host", "http://fog")

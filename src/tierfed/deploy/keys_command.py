@@ -3,13 +3,16 @@
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tierfed.deploy.joining import check_roaming
 from tierfed.deploy.names import ROAMING, Node, moving, tree_nodes
+from tierfed.deploy.process import world_of
 from tierfed.errors import InputError
 from tierfed.options import load
 from tierfed.output import listing, out, say
@@ -191,12 +194,15 @@ def config_nodes(source: str, sets: list[str], data_dir: str | None, roaming: bo
 
     :raises InputError: devices find their fogs in the run, and may not roam
     """
-    world = prepare(load(source, sets, None, None, data_dir, None), draft=True)
+    config = load(source, sets, None, None, data_dir, None)
+    world = world_of(config) if config.deploy.devices else prepare(config, draft=True)
     if moving(world.config.topology.teams) and not roaming:
         raise InputError(
             f"topology.teams = {world.config.topology.teams!r} finds the fog of a device in the run, so a certificate "
             "cannot name it: let devices join any fog (--roaming), or take other teams"
         )
+    if not roaming:
+        check_roaming(replace(world, config=replace(config, deploy=replace(config.deploy, roaming=False))))
     nodes = tree_nodes(world.topology, world.federation.devices)
     return [_roams(node) if roaming and node.tier == "device" else node for node in nodes]
 

@@ -94,6 +94,7 @@ def by_labels(run: RunFolder, members: tuple[str, ...]) -> list[str]:
     shares = label_shares(run, members)
     if shares is None or len(members) < 3:
         return list(members)
+
     order = leaves_list(linkage(shares, "average", optimal_ordering=True))
     # an order and its reverse are equally good: the one that begins nearer to the first member
     return [members[i] for i in (order if order[0] <= order[-1] else order[::-1])]

@@ -72,6 +72,7 @@ def rankings(outcome: Outcome) -> list[tuple[str, str, str, str, float]]:
                 continue
             papers = {e.line.method: e.line.paper or 0.0 for e in both}
             ours = {e.line.method: e.ours or 0.0 for e in both}
+
             rho = float(spearmanr(list(papers.values()), list(ours.values())).statistic)
             out.append((data, quantity, _best_first(papers), _best_first(ours), rho))
     return out

@@ -48,6 +48,7 @@ def decay(run: RunFolder, layer: str = "") -> float:
         return float("nan")
     far = np.round(np.abs(shares[:, None] - shares).sum(2) / 2, 9)  # [N, N]; rounding must not tell equal ones apart
     others = ~np.eye(len(far), dtype=bool)
+
     found = [
         float(spearmanr(far[i, others[i]], m[i, others[i]]).statistic)
         for name, m in last.layers.items()
