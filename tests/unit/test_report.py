@@ -1,3 +1,5 @@
+import base64
+import gzip
 import io
 import json
 import re
@@ -108,7 +110,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.text, self.charts, self.loads, self.labels, self.scripts = "", [], [], [], []
-        self._script: str | None = None
+        self._script, self.library = None, ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -124,7 +126,9 @@ class Page(HTMLParser):
             self._script = None
 
     def handle_data(self, data):
-        if self._script == "application/json":
+        if self._script == "application/octet-stream":
+            self.library += data
+        elif self._script == "application/json":
             self.charts.append(json.loads(data))
         elif self._script is None:
             self.text += " ".join(data.split()) + " "
@@ -163,7 +167,9 @@ def test_report_of_a_run_shows_everything_and_loads_nothing(run):
     assert path == run / "report.html"
     got = page(path)
     assert got.loads == []
-    assert sum("plotly.js v" in s for s in got.scripts) == 1
+    library = gzip.decompress(base64.b64decode(got.library)).decode()
+    assert "plotly.js v" in library
+    assert sum("DecompressionStream" in s for s in got.scripts) == 1
     for words in ("jobfed on digits", "6 devices in 2 teams", "stopped in round 4: early (eq. 7)", "Resolved config"):
         assert words in got.text
     for title in ("Accuracy over rounds", "Loss over rounds", "Mixing weight", "Team changes", "Traffic of each round"):
@@ -321,8 +327,11 @@ def test_report_of_a_grid(grid):
     assert '<a href="jobfed-s0/report.html">jobfed-s0</a>' in text
     assert '<a href="ditto-s0' not in text
     assert '<a href="ditto-s0/report.html">ditto-s0</a>' in write_report(grid).read_text(encoding="utf-8")
+    inside = dict(part.split("<", 1) for part in text.split('<details class="card"><summary>')[1:])
+    assert list(inside) == [f"{a}-s{s}" for a in LEVELS for s in (0, 1)]
+    assert all(">The tree" in part for part in inside.values())
     # alpha is shown inside the closed part of each jobfed run, and of no other
-    assert re.findall(r'<details class="card"><summary>([^<]+)', text) == ["jobfed-s0", "jobfed-s1"]
+    assert [name for name, part in inside.items() if "Mixing weight" in part] == ["jobfed-s0", "jobfed-s1"]
 
 
 def test_comparison_by_hand(tmp_path):

@@ -9,6 +9,8 @@ from tierfed.report.tables import read, summary, summary_table
 
 __all__ = ["summary", "summary_table", "write_report"]
 
+PAGE = "report.html"
+
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
     """Write the report of a run folder or a grid folder as one HTML file that works offline.
@@ -20,7 +22,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     found = read(folder)
     # charts and template are an extra: everything else must work without these libraries
     try:
-        from tierfed.report.html import render  # noqa: PLC0415
+        from tierfed.report import html  # noqa: PLC0415
     except ModuleNotFoundError as err:
         if (err.name or "").partition(".")[0] not in ("plotly", "jinja2", "markupsafe"):
             raise
@@ -28,13 +30,14 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
             f"got a request for a report, but {err.name} is not installed; pip install 'tierfed[report]'"
         ) from None
     if out is None:
-        members = [m.run for m in found.members] if isinstance(found, GridFolder) else []
-        stages = [r.later for r in (members if isinstance(found, GridFolder) else [found])]
-        for run in [*members, *(stage for stage in stages if stage is not None)]:
-            page = run.path / "report.html"
-            write_atomic(page, render(run, page))
-    path = folder / "report.html" if out is None else out
+        members = found.members if isinstance(found, GridFolder) else ()
+        for m in members:
+            write_atomic(m.run.path / PAGE, html.render(m, m.run.path / PAGE))
+        for run in [m.run for m in members] if isinstance(found, GridFolder) else [found]:
+            if run.later is not None:
+                write_atomic(run.later.path / PAGE, html.render(run.later, run.later.path / PAGE))
+    path = folder / PAGE if out is None else out
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"{path} cannot be written, wanted a file name in an existing folder; choose another --out")
-    write_atomic(path, render(found, path))
+    write_atomic(path, html.render(found, path))
     return path

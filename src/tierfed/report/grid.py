@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tierfed.errors import InputError
-from tierfed.metrics import Floats, confidence, gain
+from tierfed.metrics import Floats, Scores, confidence, gain
 from tierfed.report.load import RunFolder, read_json
 
 BASELINE = "local"
@@ -155,12 +155,30 @@ class GridFolder:
         return (max if column.higher else min)(known, key=known.__getitem__)
 
 
+def member_of(run: RunFolder) -> Member:
+    """A run by itself, with the local-only run that it names (`eval.baseline`) or lies beside in a grid, if that can be
+    read."""
+    where, parent = run.setting("eval", "baseline"), run.path.resolve().parent
+    baseline = None
+    try:
+        if run.algorithm == BASELINE:
+            pass
+        elif where is not None:
+            baseline = RunFolder.read(Path(where))
+        elif (parent / "grid.json").exists():
+            grid = GridFolder.read(parent)
+            baseline = next((m.baseline for m in grid.members if m.run.path.resolve() == run.path.resolve()), None)
+    except InputError:  # a report does not need it
+        pass
+    return Member(run.path.name, run, run.algorithm, baseline)
+
+
 def own_model(run: RunFolder) -> str:
     """The model that a device would use: the personal one where the algorithm has one, else the global one."""
     return next((m for m in ("personal_post", "personal_pre", "team", "global") if m in run.models), "")
 
 
-def gains(member: Member) -> Floats | None:
+def gains(member: Member) -> Scores | None:
     """How much better each device that both runs have evaluated does than in the local-only run of the same seed, or
     None.
 
@@ -176,7 +194,9 @@ def gains(member: Member) -> Floats | None:
         )
     mine, theirs = run.last_scores(own_model(run)), base.last_scores(own_model(base))
     _, i, j = np.intersect1d(mine.devices, theirs.devices, assume_unique=True, return_indices=True)
-    return gain(mine.values[i], theirs.values[j], run.higher_is_better) if len(i) else None
+    if not len(i):
+        return None
+    return Scores(mine.devices[i], gain(mine.values[i], theirs.values[j], run.higher_is_better))
 
 
 def _weighted(member: Member, model: str) -> float | None:
@@ -196,7 +216,7 @@ def _own(member: Member, statistic: str) -> float | None:
 
 def _gain(member: Member) -> float | None:
     each = None if member.run is member.baseline else gains(member)
-    return None if each is None else float(each.mean())
+    return None if each is None else float(each.values.mean())
 
 
 def _half(member: Member, model: str) -> float | None:
@@ -212,7 +232,7 @@ def _half_gain(member: Member) -> float | None:
     """Of devices that both runs have drawn, or that the one did where the other had all."""
     each = None if member.run is member.baseline else gains(member)
     sampled = member.run.sampled or (member.baseline is not None and member.baseline.sampled)
-    return confidence(each, len(member.run.devices.names)) if each is not None and sampled else None
+    return confidence(each.values, len(member.run.devices.names)) if each is not None and sampled else None
 
 
 def _differing(runs: dict[str, RunFolder]) -> dict[str, tuple[Setting, ...]]:

@@ -1,9 +1,12 @@
 """The page: what goes where, rendered into one file that needs nothing else."""
 
+import base64
+import gzip
 import json
 import os
 import shlex
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +16,8 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tierfed.report import charts, compare, costs, ties
-from tierfed.report.grid import GridFolder, Member
+from tierfed.report import charts, compare, costs, forest, spread, ties
+from tierfed.report.grid import GridFolder, Member, member_of
 from tierfed.report.load import RunFolder
 from tierfed.report.stages import before_and_after, origin
 from tierfed.report.style import Chart
@@ -44,19 +47,30 @@ class Section(NamedTuple):
     closed: list[tuple[str, list[Chart]]] = []
 
 
-def render(found: RunFolder | GridFolder, out: Path) -> str:
+def render(found: RunFolder | Member | GridFolder, out: Path) -> str:
     """The whole page as text; `out` is where it will lie, for links to the pages of runs."""
+    if isinstance(found, GridFolder):
+        return filled(**_grid_page(found, out))
+    return filled(**_run_page(found if isinstance(found, Member) else member_of(found), out))
+
+
+def filled(**page: Any) -> str:
+    """The template of all pages with its parts: title, kind, facts, tiles, sections, configs, commands."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files("tierfed.report").joinpath("template.html").read_text(encoding="utf-8")
-    page = _run_page(found, out) if isinstance(found, RunFolder) else _grid_page(found, out)
-    # only a script's own end could leave the script element
-    script = Markup(get_plotlyjs().replace("</script", "<\\/script"))
-    return environment.from_string(source).render(page | {"plotly": script, "figure": _figure})
+    return environment.from_string(source).render(page | {"plotly": packed_library(), "figure": embedded})
 
 
-def _figure(chart: Chart) -> Markup:
+@cache
+def packed_library() -> Markup:
+    """Plotly's script as base64 of gzip, the same each time: less than half of the file that it makes."""
+    return Markup(base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode())
+
+
+def embedded(chart: Chart) -> Markup:
+    """A figure as JSON inside of a page."""
     text = json.dumps(chart.figure, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
@@ -65,7 +79,8 @@ def _known(*found: Chart | None) -> list[Chart]:
     return [c for c in found if c is not None]
 
 
-def _run_page(run: RunFolder, out: Path) -> dict[str, Any]:
+def _run_page(member: Member, out: Path) -> dict[str, Any]:
+    run = member.run
     devices = f"{len(run.devices.names)} devices" + (f" in {len(run.teams)} teams" if run.teams else "")
     learning = [charts.learning(run, m) for m in dict.fromkeys((run.metric, "loss"))]
     alpha = [charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"]
@@ -76,8 +91,9 @@ def _run_page(run: RunFolder, out: Path) -> dict[str, Any]:
         Section("Models", [], summary_grid(run)) if run.models else Section("Models", []),
         *_personalization(run, out),
         Section("Learning", _known(*learning)),
-        Section("Devices", _known(charts.per_device(run))),
-        Section("Inside the algorithm", _known(*alpha, charts.moves(run), *other)),
+        Section("Devices", _known(spread.per_device(run), spread.ranked(run), spread.gained(member))),
+        Section("The tree", _known(forest.tree(run), forest.memberships(run), charts.moves(run))),
+        Section("Inside the algorithm", _known(*alpha, *other)),
         Section("Who listens to whom", maps[:MAX_LAYERS], closed=[("More layers", more)] if more else []),
         Section(
             "Cost",
@@ -128,9 +144,10 @@ def _run_tiles(run: RunFolder) -> list[Tile]:
     for model in ("global", "personal_post"):
         if model in run.models:
             statistics = run.statistics(model)
-            hint = f"{metric_name(run.metric)}, mean weighted by test samples" + (
-                f", {run.sample}" if run.sample else ""
+            hint = f"{metric_name(run.metric)}, mean weighted by test samples; std over devices " + score(
+                statistics["std"], run.metric
             )
+            hint += f"; {run.sample}" if run.sample else ""
             value = within(statistics["weighted"], statistics.get("weighted_ci95"), run.metric)
             tiles.append(Tile(MODEL_NAMES[model], value, hint))
     for model in [m for m in ("personal_post", "global") if m in run.models][:1]:
@@ -217,13 +234,14 @@ def _grid_tiles(grid: GridFolder) -> list[Tile]:
 
 
 def _insides(grid: GridFolder) -> list[tuple[str, list[Chart]]]:
-    """Mixing weights, team changes and who listens to whom, of each run that logs them."""
+    """The tree of each run, team changes, mixing weights, ties and who listens to whom where they are logged."""
     found = []
     for member in grid.members:
         run = member.run
         shown = _known(
-            *(charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"),
-            charts.moves(run),
+            forest.tree(run),
+            forest.memberships(run),
+            *(charts.trace(run, *pair) for pair in run.traces if pair[1] in ("alpha", "tie")),
         )
         shown += _listening(run)[:MAX_LAYERS]
         if shown:
