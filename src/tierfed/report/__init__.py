@@ -22,7 +22,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     found = read(folder)
     # charts and template are an extra: everything else must work without these libraries
     try:
-        from tierfed.report import html  # noqa: PLC0415
+        from tierfed.report.html import render  # noqa: PLC0415
     except ModuleNotFoundError as err:
         if (err.name or "").partition(".")[0] not in ("plotly", "jinja2", "markupsafe"):
             raise
@@ -32,12 +32,12 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     if out is None:
         members = found.members if isinstance(found, GridFolder) else ()
         for m in members:
-            write_atomic(m.run.path / PAGE, html.render(m, m.run.path / PAGE))
+            write_atomic(m.run.path / PAGE, render(m, m.run.path / PAGE))
         for run in [m.run for m in members] if isinstance(found, GridFolder) else [found]:
             if run.later is not None:
-                write_atomic(run.later.path / PAGE, html.render(run.later, run.later.path / PAGE))
+                write_atomic(run.later.path / PAGE, render(run.later, run.later.path / PAGE))
     path = folder / PAGE if out is None else out
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"{path} cannot be written, wanted a file name in an existing folder; choose another --out")
-    write_atomic(path, html.render(found, path))
+    write_atomic(path, render(found, path))
     return path
