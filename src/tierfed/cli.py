@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from tierfed import __version__
 from tierfed import config as configs
 from tierfed.catalog import catalog
+from tierfed.compare_command import compare
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
 from tierfed.errors import InputError, nearest
@@ -262,6 +263,7 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 
 app.command()(export)
+app.command()(compare)
 
 
 @app.command("reproduce")

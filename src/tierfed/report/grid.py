@@ -13,6 +13,9 @@ from tierfed.metrics import Floats, Scores, confidence, gain
 from tierfed.report.load import RunFolder, read_json
 
 BASELINE = "local"
+MOST_LETTERS = 40
+"""Of the settings in the label of a run; with more it is a numbered variant."""
+
 Setting = tuple[str, str]
 
 
@@ -43,6 +46,8 @@ class GridFolder:
 
     path: Path
     members: tuple[Member, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader has to know of how the runs were brought together."""
 
     @classmethod
     def read(cls, path: Path) -> "GridFolder":
@@ -59,8 +64,9 @@ class GridFolder:
         return cls.of(path, {name: RunFolder.read(path / name) for name in names})
 
     @classmethod
-    def of(cls, path: Path, runs: dict[str, RunFolder]) -> "GridFolder":
-        """A grid of runs that are already read, by name.
+    def of(cls, path: Path, runs: dict[str, RunFolder], notes: tuple[str, ...] = ()) -> "GridFolder":
+        """A grid of runs that are already read, by name. Of runs that only their names tell apart, each has its own
+        label.
 
         :raises InputError: the runs measured different things
         """
@@ -73,12 +79,22 @@ class GridFolder:
                 )
         differing = _differing(runs)
         bases = {(r.seed, _data(differing[n])): r for n, r in runs.items() if r.algorithm == BASELINE}
-        members = []
+        members: list[Member] = []
+        variants: dict[str, list[tuple[Setting, ...]]] = {}
         for name, run in runs.items():
+            known = variants.setdefault(run.algorithm, [])
+            if differing[name] not in known:
+                known.append(differing[name])
             extra = ", ".join(f"{key.removeprefix('algorithm.')}={value}" for key, value in differing[name])
+            if len(extra) > MOST_LETTERS:
+                variant = f"variant {known.index(differing[name]) + 1}"
+                notes = tuple(dict.fromkeys((*notes, f"{run.algorithm}, {variant}: {extra}.")))
+                extra = variant
             label = f"{run.algorithm} ({extra})" if extra else run.algorithm
+            if any(m.label == label and m.run.seed == run.seed for m in members):
+                label = f"{label} [{name}]"
             members.append(Member(name, run, label, bases.get((run.seed, _data(differing[name])))))
-        return cls(path=path, members=tuple(members))
+        return cls(path=path, members=tuple(members), notes=notes)
 
     @property
     def metric(self) -> str:
@@ -236,7 +252,8 @@ def _half_gain(member: Member) -> float | None:
 
 
 def _differing(runs: dict[str, RunFolder]) -> dict[str, tuple[Setting, ...]]:
-    """For each run, the settings in which runs of the same algorithm differ, apart from seeds and the [run] table."""
+    """For each run, the settings in which runs of the same algorithm differ, apart from seeds, [run] and
+    [engine]."""
     found = {}
     for name, run in runs.items():
         own = dict(_flat(run.config))
@@ -251,7 +268,7 @@ def _differing(runs: dict[str, RunFolder]) -> dict[str, tuple[Setting, ...]]:
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[Setting]:
     for key, value in config.items():
         path = f"{prefix}{key}"
-        if path == "run" or key == "seed":
+        if path in ("run", "engine") or key == "seed":
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{path}.")
