@@ -56,9 +56,14 @@ def render(found: RunFolder | Member | GridFolder, out: Path, reference: str = "
     :param out: where it will lie, for links to the pages of runs
     :param reference: of a comparison: the label that all others are tested against, see `paired_tests`
     """
+    return filled(**content(found, out, reference))
+
+
+def content(found: RunFolder | Member | GridFolder, out: Path, reference: str = "") -> dict[str, Any]:
+    """What the page says, before it is HTML; see `filled`."""
     if isinstance(found, GridFolder):
-        return filled(**_grid_page(found, out, reference))
-    return filled(**_run_page(found if isinstance(found, Member) else member_of(found), out))
+        return _grid_page(found, out, reference)
+    return _run_page(found if isinstance(found, Member) else member_of(found), out)
 
 
 def filled(**page: Any) -> str:
@@ -66,8 +71,13 @@ def filled(**page: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = resources.files("tierfed.report").joinpath("template.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(page | {"plotly": packed_library(), "figure": embedded})
+    parts = {"css": Markup(part("page.css")), "look": Markup(part("look.js")), "figure": embedded}
+    return environment.from_string(part("template.html")).render(page | parts | {"plotly": packed_library()})
+
+
+def part(name: str) -> str:
+    """A file of the page."""
+    return resources.files("tierfed.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
