@@ -39,6 +39,7 @@ from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, re
 from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
 from tierfed.setup import World, prepare
+from tierfed.ui_command import ui
 
 
 class Commands(TyperGroup):
@@ -262,8 +263,8 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     listing("Data sets", rows, as_json)
 
 
-app.command()(export)
-app.command()(compare)
+for command in (export, compare, ui):
+    app.command()(command)
 
 
 @app.command("reproduce")

@@ -45,3 +45,7 @@ def test_bad_input(tmp_path: Path, shell: Shell) -> None:
     assert "wanted two at least" in shell.bad("compare", "a")
     assert "did you mean 'ditto'" in shell.bad("compare", "a", "b", "--reference", "dito")
     assert "choose another --out" in shell.bad("compare", "a", "b", "--out", "no/c.html")
+
+
+def test_a_live_view_of_nothing(shell: Shell) -> None:
+    assert "nowhere is no folder" in shell.bad("ui", "nowhere")
