@@ -100,6 +100,8 @@ def test_live_by_keyboard(tmp_path: Path, browser: Browser, serve: Serve) -> Non
     assert "9 rounds" in browser.js("document.querySelector('.facts').textContent")
     # what the reader has opened stays open, and the focus where it was
     assert browser.js("document.querySelector('.numbers').open && document.activeElement.className.includes('chart')")
+    browser.js("dispatchEvent(new Event('beforeprint'))")  # which draws what is out of sight
+    browser.until("document.querySelectorAll('.chart:not([data-drawn])').length === 0")
     browser.shoot("live-run-light")
     browser.theme("dark")
     browser.shoot("live-run-dark")
