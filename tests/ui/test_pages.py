@@ -142,3 +142,5 @@ def test_odd_names_stay_text(tmp_path: Path, browser: Browser, serve: Serve) -> 
     browser.until("document.querySelector('.chart[data-drawn]')")
     assert browser.js("document.getElementById('crumb').textContent") == name
     assert browser.complaints() == []
+    browser.open(browser.js("location.origin") + "/run/nowhere")
+    assert "no run 'nowhere' here" in browser.until("document.querySelector('.problem')?.textContent")

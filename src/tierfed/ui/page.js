@@ -165,5 +165,8 @@ dark.addEventListener("change", () => charts.forEach((e) => e.data && Plotly.rel
 addEventListener("beforeprint", () => [...waiting.keys()].forEach(paint));
 const stream = new EventSource(place === null ? "/events" : "/events/" + place);
 stream.onopen = () => tell("live", "on");
-stream.onerror = () => tell("not connected", "off");
+stream.onerror = () => {
+  tell("not connected", "off");
+  if (!main.hasAttribute("data-updates")) refresh(); // there is no such run: the answer says so
+};
 stream.addEventListener("change", refresh);

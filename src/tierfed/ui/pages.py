@@ -1,6 +1,5 @@
 """What a page of the live view shows, as plain values: the parts of the report, without HTML."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -40,10 +39,13 @@ class Pages:
 
 
 def _page(found: Entry, root: Path) -> dict[str, Any]:
+    empty = {"title": found.name, "kind": "run", "facts": [], "tiles": [], "sections": []}
+    if not found.grid and not all((found.path / n).exists() for n in ("devices.parquet", "metrics.parquet")):
+        return empty | {"problem": "No numbers yet: a run writes them ten seconds after its begin, and at its end."}
     try:
         page = content(read(found.path), root / "page.html")
     except InputError as err:
-        return {"title": found.name, "kind": "run", "problem": str(err), "facts": [], "tiles": [], "sections": []}
+        return empty | {"problem": str(err)}
     sections = [_section(s) for s in page["sections"]]
     return {
         "title": page["title"],
@@ -75,9 +77,3 @@ def _chart(chart: Chart, of: str = "") -> dict[str, Any]:
 
 def _grid(grid: Grid | None) -> dict[str, Any] | None:
     return None if grid is None else grid._asdict()
-
-
-def charts_of(page: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """All charts of a page."""
-    for section in page["sections"]:
-        yield from section["charts"]
