@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from tierfed import __version__
 from tierfed import config as configs
 from tierfed.catalog import catalog
+from tierfed.compare_command import compare
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
 from tierfed.deploy.commands import cloud, device, fog, health, up
@@ -42,6 +43,7 @@ from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, re
 from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
 from tierfed.setup import World, prepare
+from tierfed.ui_command import ui
 
 
 class Commands(TyperGroup):
@@ -261,9 +263,8 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     listing("Data sets", rows, as_json)
 
 
-app.command()(export)
 app.add_typer(keys, name="keys")
-for command in (cloud, fog, device, up, health, units):
+for command in (export, compare, ui, cloud, fog, device, up, health, units):
     app.command()(command)
 
 

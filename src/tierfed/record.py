@@ -195,7 +195,8 @@ def headline(rows: list[Row]) -> dict[str, float]:
 
 
 def device_table(world: World) -> pa.Table:
-    """The table of devices: name, first team, samples, label counts; with different models also which one. Of many
+    """The table of devices: name, first team, samples, label counts; in a tree with more
+    levels also the nodes above the team, with different models also which one. Of many
     devices, the labels of some are counted.
     """
     f, n = world.federation, len(world.federation)
@@ -213,9 +214,19 @@ def device_table(world: World) -> pa.Table:
         "test": pa.array(f.sizes("test")),
         "counts": pa.array(counts, pa.list_(pa.int64())),
     }
+    if world.topology.depth > 2:
+        paths = [_above(world, k) for k in range(world.topology.nodes[-1])]
+        columns["above"] = pa.array(paths, pa.list_(pa.string())).take(pa.array(world.topology.parents[-1]))
     if world.kinds is not None:
         columns["model"] = pa.array(world.kind_names, pa.string()).take(pa.array(world.kinds))
     return pa.table(columns)
+
+
+def _above(world: World, team: int) -> list[str]:
+    """The nodes between the cloud and a team, from the cloud down."""
+    depth = world.topology.depth - 1
+    at = np.array([team])
+    return [node_name(world, d, int(world.topology.ancestor(depth, at, d)[0])) for d in range(1, depth)]
 
 
 def task_summary(task: Task) -> dict[str, int]:
