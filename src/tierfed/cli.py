@@ -13,8 +13,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from tierfed import __version__
@@ -38,6 +36,7 @@ from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, re
 from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
 from tierfed.setup import World, prepare
+from tierfed.terminal import err, facts_table, folded, listing, out, say
 
 
 class Commands(TyperGroup):
@@ -62,10 +61,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Hierarchical, personalized federated learning: global, team and personal models over a tree.",
 )
-# a pipe has no width: lines are as long as they need to be
-out = Console(width=None if sys.stdout.isatty() else 1000)
-err = Console(stderr=True)
-
 Source = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A TOML file or a preset (quickstart, har, fmnist-shards).")
 ]
@@ -223,7 +218,7 @@ def show(
         return
     out.print(heatmap(first.federation, own=None if first.augmentation is None else first.augmentation.own))
     for name, fact in facts.items():
-        out.print(_facts(name, fact))
+        out.print(facts_table(name, fact))
     if plot is not None:
         out.print(f"plot: {plot}", soft_wrap=True)
 
@@ -350,41 +345,6 @@ def stopped(folder: Path, hint: str = "") -> NoReturn:
         hint = f"go on with: tierfed resume {shlex.quote(str(folder))}" if begun else "nothing was written"
     err.print(f"stopped; {hint}", soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(130)
-
-
-def say(value: Any) -> None:
-    """JSON for a program: the only thing on the standard output."""
-    typer.echo(json.dumps(value, indent=2))
-
-
-def folded(table: Table) -> Table:
-    """The same table, broken into more lines rather than cut off where a terminal is narrow."""
-    for column in table.columns:
-        column.overflow = "fold"
-    return table
-
-
-def listing(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    """A table of rows with the same keys."""
-    if as_json:
-        say(rows)
-        return
-    table = Table(title=title, title_justify="left")
-    for key in rows[0]:
-        table.add_column(key, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("yes" if v is True else "no" if v is False else str(v)) for v in row.values()))
-    out.print(table)
-
-
-def _facts(name: str, facts: dict[str, Any]) -> Table:
-    table = Table(title=Text(name), title_justify="left", show_header=False)
-    for key, value in facts.items():
-        text = (
-            ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        )
-        table.add_row(key.replace("_", " "), Text(text))
-    return table
 
 
 def main() -> None:
