@@ -18,8 +18,10 @@ from typer.core import TyperGroup
 from tierfed import __version__
 from tierfed import config as configs
 from tierfed.catalog import catalog
+from tierfed.completion import completion
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
+from tierfed.doctor import doctor
 from tierfed.errors import InputError, nearest
 from tierfed.export_command import export
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
@@ -41,6 +43,11 @@ from tierfed.terminal import err, facts_table, folded, listing, out, say
 
 class Commands(TyperGroup):
     """All commands; what they raise becomes a message and an exit code."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}; {nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -239,6 +246,12 @@ def algorithms(as_json: Json = False) -> None:
     listing("Algorithms", catalog(), as_json)
 
 
+@app.command("presets")
+def list_presets(as_json: Json = False) -> None:
+    """All configs that come along, by name: `tierfed run NAME`."""
+    listing("Presets", [{"name": name, "about": configs.preset_about(name)} for name in configs.presets()], as_json)
+
+
 @app.command()
 def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     """All built-in data sets, and whether they are at hand."""
@@ -256,7 +269,8 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     listing("Data sets", rows, as_json)
 
 
-app.command()(export)
+for command in (export, doctor, completion):
+    app.command()(command)
 
 
 @app.command("reproduce")

@@ -20,6 +20,7 @@ from tierfed.disk import disk_error
 from tierfed.errors import InputError
 from tierfed.evaluation import kind
 from tierfed.frames import dataset
+from tierfed.lookup import near_run
 from tierfed.metrics import Row, Scores, main_metric, write_atomic
 from tierfed.result import Progress, Result, Watcher
 from tierfed.session import Session, on_disk
@@ -234,7 +235,8 @@ def read_run(path: Path) -> Config:
 
 def _tables(path: Path) -> dict[str, Any]:
     if not (path / "config.toml").is_file():
-        raise InputError(f"{path} is no run folder (it has no config.toml); give the folder of a run")
+        hint = near_run(path) or "; give the folder of a run"
+        raise InputError(f"{path} is no run folder (it has no config.toml){hint}")
     return read(str(path / "config.toml"))
 
 
@@ -337,7 +339,8 @@ def read_baseline(world: World) -> Scores | None:
         metrics = pq.read_table(Path(where) / "metrics.parquet")
     except (OSError, pa.ArrowException) as err:
         raise InputError(
-            f"eval.baseline = {where!r} cannot be read: {err}; give the folder of a finished run"
+            f"eval.baseline = {where!r} cannot be read: {err}"
+            f"{near_run(Path(where)) or '; give the folder of a finished run'}"
         ) from None
     wanted = {"model": "personal_post", "tier": "device", "metric": main_metric(kind(world))}
     for column, value in wanted.items():
