@@ -32,6 +32,7 @@ from tierfed.pipeline import resume as resume_run
 from tierfed.pipeline import run as run_one
 from tierfed.preview import placement_rows, preview, readable
 from tierfed.progress import watching
+from tierfed.project import new
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.holdings import write_holdings
 from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, result_table, scale_text, write_page
@@ -269,7 +270,7 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     listing("Data sets", rows, as_json)
 
 
-for command in (export, doctor, completion):
+for command in (export, new, doctor, completion):
     app.command()(command)
 
 
