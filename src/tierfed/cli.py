@@ -39,6 +39,8 @@ from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, re
 from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
 from tierfed.setup import World, prepare
+from tierfed.sweep.command import sweep
+from tierfed.sweep.study import is_sweep_folder
 from tierfed.terminal import err, facts_table, folded, listing, out, say
 
 
@@ -138,6 +140,8 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Go on with a run or a grid after its last committed round."""
+    if is_sweep_folder(folder):
+        raise InputError(f"{folder} is a sweep; go on with it: tierfed sweep {folder}")
     with stoppable(folder), watching(out, quiet=as_json) as watch:
         if is_grid_folder(folder):
             single_run(rounds=rounds, engine=engine, address=address)
@@ -270,7 +274,7 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     listing("Data sets", rows, as_json)
 
 
-for command in (export, new, doctor, completion):
+for command in (export, sweep, new, doctor, completion):
     app.command()(command)
 
 

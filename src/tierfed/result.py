@@ -36,6 +36,9 @@ class Progress:
     doing: str = ""  # what goes on between rounds and before round 0, where that takes a while
     margins: dict[str, float] = field(default_factory=dict)
     """Half widths of the 95 % confidence intervals of the scores, where a sample of the devices was evaluated."""
+    metrics: dict[str, float] = field(default_factory=dict, repr=False)
+    """Numbers of this round, not those of single devices: scores as "personal_pre/accuracy/worst", costs as
+    "cloud/joules", "link/cloud-fog/up_bytes"."""
 
 
 Watcher = Callable[[Progress], None]

@@ -26,6 +26,7 @@ from tierfed.record import (
     events,
     headline,
     margins,
+    numbers,
     score_rows,
     summed,
     trace_rows,
@@ -49,7 +50,8 @@ def fingerprint(config: Config) -> str:
     """What must not change between start and resume."""
     tables = table(config)
     tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
-    tables.pop("eval")
+    for name in ("eval", "sweep"):
+        tables.pop(name)
     # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
     tables["start"].pop("run", None)
     tables["data"].pop("dir", None)
@@ -194,7 +196,9 @@ class Session:
         if self.watch is not None:
             self.watch(self._progress(self.engine.round, doing=doing))
 
-    def _progress(self, number: int, evaluated: bool = False, stopped: str = "", doing: str = "") -> Progress:
+    def _progress(
+        self, number: int, evaluated: bool = False, stopped: str = "", doing: str = "", rows: Sequence[Row] = ()
+    ) -> Progress:
         return Progress(
             name=self.path.name if self.path else "run",
             round=number,
@@ -205,6 +209,7 @@ class Session:
             bytes=self.bytes,
             stopped=stopped,
             doing=doing,
+            metrics=numbers(rows),
         )
 
     def _finish(
@@ -212,9 +217,9 @@ class Session:
     ) -> None:
         self.pending.append({"round": number, "rows": rows, "events": happened})
         if commit:
-            numbers = {"clock_seconds": self.clock_seconds, "bytes": self.bytes, "stopped": stopped}
+            counted = {"clock_seconds": self.clock_seconds, "bytes": self.bytes, "stopped": stopped}
             with uninterrupted():
-                self.store.commit({**self.engine.meta(), **numbers, **self.constant}, self.pending)
+                self.store.commit({**self.engine.meta(), **counted, **self.constant}, self.pending)
                 for entry in self.pending:
                     self.rows += entry["rows"]
                     self.events += entry["events"]
@@ -225,7 +230,7 @@ class Session:
         if time.monotonic() - self.exported > _EXPORT_SECONDS:
             self.export()
         if self.watch is not None:
-            self.watch(self._progress(number, evaluated, stopped))
+            self.watch(self._progress(number, evaluated, stopped, rows=rows))
 
     def export(self) -> None:
         """The files that reports are made from, of the committed rounds, each whole or not at all."""

@@ -1,0 +1,26 @@
+"""Settings of what goes on around a training: searching, tracking, stopping in time."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tierfed.settings import Count, Natural
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """A search for good settings: `tierfed sweep`. A run without it ignores this table."""
+
+    method: Literal["tpe", "random", "grid"] = "tpe"
+    """tpe: where earlier trials were good (Bergstra et al. 2011); random: independent; grid: every combination."""
+    trials: Count | None = None
+    """How many settings are tried; none: 20, of a grid all combinations."""
+    objective: str = "personal_pre"
+    """What a run is judged by at its end: `personal_pre`, `global/loss`, `personal_post/accuracy/worst`,
+    `0.5*global + 0.5*personal_pre`, `personal_pre - 1e-9*link/up_bytes`."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Config key -> values: `["a", "b"]`, `"float:0.1:0.9"`, `"log:0.001:0.3"`, `"int:1:5"`; with a fourth part the
+    step, or the number of points of a logarithmic range."""
+    jobs: Natural = 0
+    """Trials at the same time; 0: as many as there are cores. The search is the same for the same number."""
+    prune: bool = False
+    """End a trial that is worse than the median of the earlier ones at the same round; needs jobs = 1."""
