@@ -3,7 +3,24 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tierfed.settings import Count, Natural
+from tierfed.settings import Count, Natural, NonNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectSettings:
+    """The best round of a run, by validation data (data.split.val), which never train: its models are kept beside the
+    last ones, and `tierfed export` takes them.
+    """
+
+    by: str = ""
+    """What is judged at every evaluation, as sweep.objective: `personal_pre`, `global/loss`,
+    `0.5*global + 0.5*personal_pre`; "": nothing, the last models are the result."""
+    patience: Natural = 0
+    """Evaluations without a better one after which the run ends; 0: it trains all rounds."""
+    min_delta: NonNegative = 0.0
+    """How much better is better."""
+    devices: Natural = 0
+    """How many devices validate, drawn once per seed among those with validation data; 0: all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import tomli_w
 
-from tierfed.around import SweepSettings
+from tierfed.around import SelectSettings, SweepSettings
 from tierfed.augment import AugmentSettings
 from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
@@ -171,6 +171,7 @@ class Config:
     personalize: PersonalizeSettings = field(default_factory=PersonalizeSettings)
     start: StartSettings = field(default_factory=StartSettings)
     grid: GridSettings = field(default_factory=GridSettings)
+    select: SelectSettings = field(default_factory=SelectSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
 
 

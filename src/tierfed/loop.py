@@ -23,6 +23,7 @@ from tierfed.frames import dataset
 from tierfed.lookup import near_run
 from tierfed.metrics import Row, Scores, main_metric, write_atomic
 from tierfed.result import Progress, Result, Watcher
+from tierfed.selection import BEST, selection
 from tierfed.session import Session, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
@@ -79,6 +80,7 @@ def run(
         refuse_existing(path)
     world = prepare(config, data, module, tell=_teller(config, path if folder else None, watch))
     baseline = read_baseline(world)
+    selection(world)  # what it refuses, it refuses before there is a folder
     start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:
         return _loop(world, MemoryStore(), None, [], [], watch, baseline, start)
@@ -153,18 +155,24 @@ def resume(
 
 
 @contextmanager
-def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = None) -> Iterator[Result]:
+def open_run(
+    path: Path | str, *, data: Any = None, module: nn.Module | None = None, best: bool = False
+) -> Iterator[Result]:
     """A run as its last commit left it, to take models and scores from; nothing is trained, nothing written.
 
     :param data: what was given to `run`; :param module: the same
-    :raises InputError: as `resume`; also a run without a committed round
+    :param best: as the best round left it, where the config asks for it ([select])
+    :raises InputError: as `resume`; also a run without a committed round, or without a best one
     """
     path = Path(path)
     config = begun(path, data, module)
+    where = path / (BEST if best else "state")
+    if best and not (where / "data.mdb").is_file():
+        raise InputError(f"the run in {path} has kept no best round; ask for it with select.by when it is trained")
     none = InputError(f"the run in {path} has no committed round; go on with it: `tierfed resume {path}`")
-    if not (path / "state" / "data.mdb").is_file():
+    if not (where / "data.mdb").is_file():
         raise none
-    store = DiskStore(path / "state")
+    store = DiskStore(where)
     try:
         if not store.meta:
             raise none
@@ -190,6 +198,23 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
             recorded=session.ties.known,
             trained=0,
         )
+    finally:
+        store.close()
+
+
+@contextmanager
+def at_best(run: Result) -> Iterator[Result]:
+    """A run at hand as its best round left it.
+
+    :raises InputError: it has kept none
+    """
+    if run.folder is None or not (run.folder / BEST / "data.mdb").is_file():
+        raise InputError("the run has kept no best round; it needs a folder, and select.by in its config")
+    store = DiskStore(run.folder / BEST, run.world.device)
+    try:
+        engine = run.world.engine(store)
+        engine.restore(store.meta)
+        yield replace(run, engine=engine)
     finally:
         store.close()
 
@@ -299,6 +324,7 @@ def _loop(
         engine.open()
         if store.meta:
             engine.restore(store.meta)
+            session.keep_best()  # a kill may have come between the commit and the copy
             session.note({"round": engine.round, "event": "resume"})
             session.export()
         else:
