@@ -24,6 +24,21 @@ class SelectSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackSettings:
+    """Where the numbers of every round go beside the run folder's own files."""
+
+    to: tuple[Literal["tensorboard", "mlflow", "wandb", "csv", "parquet"], ...] = ()
+    """tensorboard: `tensorboard/` in the run folder; mlflow: `mlflow.db` beside it; wandb: `wandb/` in it; csv and
+    parquet: `track.csv`, `track.parquet`, a row per round."""
+    project: str = "tierfed"
+    """Of Weights & Biases; the experiment of MLflow."""
+    uri: str = ""
+    """Of MLflow: "sqlite:///FILE", or the address of a server; "": the file beside the run folder."""
+    mode: Literal["offline", "online"] = "offline"
+    """Of Weights & Biases."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     """A search for good settings: `tierfed sweep`. A run without it ignores this table."""
 

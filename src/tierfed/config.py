@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import tomli_w
 
-from tierfed.around import SelectSettings, SweepSettings
+from tierfed.around import SelectSettings, SweepSettings, TrackSettings
 from tierfed.augment import AugmentSettings
 from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
@@ -172,6 +172,7 @@ class Config:
     start: StartSettings = field(default_factory=StartSettings)
     grid: GridSettings = field(default_factory=GridSettings)
     select: SelectSettings = field(default_factory=SelectSettings)
+    track: TrackSettings = field(default_factory=TrackSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
 
 

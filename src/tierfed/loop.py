@@ -28,6 +28,7 @@ from tierfed.session import Session, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
 from tierfed.store import DiskStore, MemoryStore
+from tierfed.track import tracked
 
 __all__ = [
     "Progress",
@@ -315,41 +316,42 @@ def _loop(
     baseline: Scores | None,
     start: Start | None,
 ) -> Result:
-    config, engine = world.config, world.engine(store, _teller(world.config, path, watch))
-    session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world), start)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
-    interrupted, first = False, int(store.meta.get("round", 0))
-    try:
-        engine.open()
-        if store.meta:
-            engine.restore(store.meta)
-            session.keep_best()  # a kill may have come between the commit and the copy
-            session.note({"round": engine.round, "event": "resume"})
-            session.export()
-        else:
-            session.begin()
-        while engine.round < config.run.rounds and not store.meta.get("stopped"):
-            session.round()
-        session.note({"round": engine.round, "event": "done"})
-    except KeyboardInterrupt:
-        store.discard()
-        interrupted = True
-    finally:
-        torch.set_num_threads(before)
-        engine.close()
-    session.export()
-    trained = int(store.meta.get("round", 0)) - first
-    return Result(
-        folder=path,
-        rows=rows,
-        events=happened,
-        world=session.world,  # with the teams that were formed
-        engine=engine,
-        recorded=session.ties.known,
-        trained=trained,
-        interrupted=interrupted,
-    )
+    with tracked(world.config, path, watch) as tell:
+        config, engine = world.config, world.engine(store, _teller(world.config, path, tell))
+        session = Session(world, engine, store, path, rows, happened, tell, baseline, identity(world), start)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
+        interrupted, first = False, int(store.meta.get("round", 0))
+        try:
+            engine.open()
+            if store.meta:
+                engine.restore(store.meta)
+                session.keep_best()  # a kill may have come between the commit and the copy
+                session.note({"round": engine.round, "event": "resume"})
+                session.export()
+            else:
+                session.begin()
+            while engine.round < config.run.rounds and not store.meta.get("stopped"):
+                session.round()
+            session.note({"round": engine.round, "event": "done"})
+        except KeyboardInterrupt:
+            store.discard()
+            interrupted = True
+        finally:
+            torch.set_num_threads(before)
+            engine.close()
+        session.export()
+        trained = int(store.meta.get("round", 0)) - first
+        return Result(
+            folder=path,
+            rows=rows,
+            events=happened,
+            world=session.world,  # with the teams that were formed
+            engine=engine,
+            recorded=session.ties.known,
+            trained=trained,
+            interrupted=interrupted,
+        )
 
 
 def read_baseline(world: World) -> Scores | None:

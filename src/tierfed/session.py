@@ -51,7 +51,7 @@ def fingerprint(config: Config) -> str:
     """What must not change between start and resume."""
     tables = table(config)
     tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
-    for name in ("eval", "sweep"):
+    for name in ("eval", "sweep", "track"):
         tables.pop(name)
     # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
     tables["start"].pop("run", None)
