@@ -107,6 +107,15 @@ def part(cls: type[T], of: Any) -> T:
     return cls(**{f.name: getattr(of, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
+def flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables by keys with dots: ("data.split.test", 0.3)."""
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def table(settings: Any) -> dict[str, Any]:
     """The inverse of `build`: a plain table, without what is None (TOML has no null)."""
 

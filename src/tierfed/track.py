@@ -25,7 +25,7 @@ from tierfed.config import Config, to_toml
 from tierfed.errors import InputError
 from tierfed.metrics import write_atomic
 from tierfed.result import Progress, Watcher
-from tierfed.settings import table
+from tierfed.settings import flat, table
 
 PLACES = ("csv", "mlflow", "parquet", "tensorboard", "wandb")
 _MOST_PARAM = 250  # characters of a value that MLflow takes
@@ -154,7 +154,7 @@ class MLflow(Tracker):
 
     def begin(self, config: Config) -> None:
         if self._fresh:
-            for key, value in _flat(table(config)):
+            for key, value in flat(table(config)):
                 self._client.log_param(self._id, key, str(value)[:_MOST_PARAM])
 
     def log(self, round_: int, numbers: Mapping[str, float]) -> None:
@@ -262,14 +262,6 @@ def _begun(name: str, settings: TrackSettings, folder: Path) -> Tracker:
         uri = settings.uri or f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
         return MLflow(uri, settings.project, folder.name)
     return WandB(folder, settings.project, folder.name, settings.mode)
-
-
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _library(module: str, package: str, install: str) -> ModuleType | Any:

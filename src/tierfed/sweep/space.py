@@ -3,11 +3,12 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tierfed.errors import InputError, nearest
+from tierfed.settings import flat
 
 KINDS = ("float", "log", "int", "choice")
 _EXAMPLE = "wanted a list, or a text such as log:0.001:0.3, float:0:1, int:1:5, choice:a,b"
@@ -52,20 +53,12 @@ def space(params: Mapping[str, Any]) -> dict[str, Values]:
 
     :raises InputError: none, or one that cannot be read
     """
-    found = {key: values(key, what) for key, what in _flat(params)}
+    found = {key: values(key, what) for key, what in flat(params)}
     if not found:
         raise InputError(
             "a sweep needs something to choose from: --param algorithm.lr=log:0.001:0.3, or [sweep.params]"
         )
     return found
-
-
-def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, what in params.items():
-        if isinstance(what, Mapping):
-            yield from _flat(what, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", what
 
 
 def values(key: str, what: Any) -> Values:
