@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tierfed.deploy.identity import (
 )
 from tierfed.deploy.names import ROAMING, Node
 
+NOW = certificates.utc_now()
 TREE = (
     Node(name="cloud", tier="cloud"),
     Node(name="fog-0", tier="fog", parent="cloud"),
@@ -36,9 +37,31 @@ TREE = (
 
 def new_tree(folder: Path) -> Authority:
     """A CA in a folder, and credentials for `TREE`."""
-    authority = create(folder, now=certificates.utc_now() - timedelta(days=1000))
+    authority = create(folder, now=NOW - timedelta(days=1000))
     issue(authority, TREE)
     return authority
+
+
+def of(authority: Authority, name: str) -> Credentials:
+    return load_credentials(authority.node_folder(name))
+
+
+def made_by(authority: Authority, folder: Path, name: str = "ann", days_ago: int = 0, days: int = 300) -> Credentials:
+    """Credentials of `ann` whose certificate was made at another time, not looked at before they are used."""
+    key = certificates.new_key()
+    node = next(node for node in TREE if node.name == name)
+    made = certificates.certificate_for(
+        key.public_key(),
+        authority.certificate,
+        authority.key,
+        tier=node.tier,
+        name=node.name,
+        parent=node.parent,
+        days=days,
+        now=NOW - timedelta(days=days_ago),
+    )
+    before = of(authority, name)
+    return replace(before, folder=folder, private=certificates.key_pem(key), certificate=certificates.pem(made))
 
 
 def copied(credentials: Credentials, folder: Path) -> Credentials:

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -19,29 +18,21 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy.pki import new_tree, parent
+from deploy.pki import NOW, new_tree, parent
 from tierfed.deploy import certificates, enroll, tokens
 from tierfed.deploy.admission import read_revocations
-from tierfed.deploy.authority import Authority, open_authority, records, revoke
+from tierfed.deploy.authority import Authority, records, revoke
 from tierfed.deploy.identity import CRL, NODE, load_credentials
 from tierfed.deploy.names import Node, server_name
 from tierfed.deploy.tokens import Token, make_csr, make_token, read_token
 from tierfed.errors import InputError
 
-NOW = certificates.utc_now()
 DAN = Node(name="dan", tier="device", parent="fog-0")
 
 
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return new_tree(tmp_path_factory.mktemp("enroll") / "keys")
-
-
 @pytest.fixture
-def authority(first: Authority, tmp_path: Path) -> Authority:
-    """A CA of the test's own."""
-    shutil.copytree(first.folder, tmp_path / "keys")
-    return open_authority(tmp_path / "keys")
+def authority(own: Authority) -> Authority:
+    return own
 
 
 class Served:

@@ -110,7 +110,8 @@ def _host(text: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(text))
     except ValueError:
         pass
-    if not text or not text.isascii() or any(c.isspace() or c in "/:" for c in text):
+    # names below .tierfed say who a node is, see `server_name`
+    if not text or not text.isascii() or any(c.isspace() or c in "/:*" for c in text) or text.endswith(".tierfed"):
         raise InputError(f"--host {text!r}: wanted a host name or an IP address, without port: fog.example.org")
     return x509.DNSName(text)
 

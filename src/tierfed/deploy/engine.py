@@ -97,6 +97,9 @@ class Deployed(Engine):
             self._review()
         self._known = {}
 
+    def keeps(self, depth: int) -> bool:
+        return depth == 0
+
     def known(self, depth: int) -> dict[int, Tree]:
         if depth == 0:
             return super().known(0)

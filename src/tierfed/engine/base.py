@@ -358,6 +358,10 @@ class Engine(ABC):
         if self.log.moved or self.log.reparented:
             self.set_topology(self.topology.rebuilt(parents))
 
+    def keeps(self, depth: int) -> bool:
+        """Whether the rows of a level are in this process."""
+        return True
+
     def known(self, depth: int) -> dict[int, Tree]:
         """The rows that the nodes of a level have written of their children, by child, ascending."""
         ids = self.store.ids(f"rows{depth}")
