@@ -289,6 +289,13 @@ class Drill:
         assert engine.house is not None
         return engine.house
 
+    def until(self, name: str, child: int, there: bool = True) -> None:
+        """Until a child of an inner node is connected, or is not."""
+        end = time.monotonic() + SECONDS
+        while (child in self.house(name).present()) != there:
+            assert time.monotonic() < end, (name, child, there)
+            time.sleep(0.01)
+
 
 @contextmanager
 def drill(

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from cli.shell import environment
-from deploy.drills import SECONDS, Absent, Clock, drill, is_reply, logged, simulated, small
+from deploy.drills import SECONDS, Absent, Clock, Drill, drill, is_reply, logged, simulated, small
 from deploy.harness import distance, models_of
 from deploy.processes import CONFIG, RUN, Process, Run, free_ports, running
 from deploy.sockets import Proxy
 from deploy.test_drills_messages import FLOAT64
-from tierfed.config import to_toml
+from tierfed.config import Config, to_toml
 from tierfed.deploy import household
 from tierfed.deploy.journal import Journal
 from tierfed.deploy.secure import insecure
+from tierfed.deploy.transport import Transport
 from tierfed.store import DiskStore
 
 ROUNDS = 6
@@ -126,80 +127,95 @@ def test_killed_at_every_place(permfl: Run) -> None:
     assert distance(permfl.kept(), simulated(permfl.config, Absent())) < FLOAT64
 
 
-def test_a_device_that_is_cut_off_hangs_and_has_no_disk(  # noqa: PLR0915  one run of processes for all of it
-    tmp_path: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+class Outside:
+    """Device 0, a real process, behind a proxy. :param begun: its processes, one after the other"""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.proxy, self.begun = folder, Proxy(port), list[Process]()
+
+    def start(self, code: str = "", *more: str) -> Process:
+        arguments = ["device", CONFIG, "--name", "0", "--insecure", "--parent", self.proxy.address, *more]
+        self.begun.append(Process(arguments, self.folder, environment(), code))
+        return self.begun[-1]
+
+    def close(self) -> None:
+        for process in self.begun:
+            process.close()
+        self.proxy.close()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Outside]:
+    made = Outside(tmp_path, free_ports(3) + 1)
+    yield made
+    made.close()
+
+
+def test_a_device_that_is_cut_off_hangs_and_has_no_disk(
+    outside: Outside, tmp_path: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One real process, all others in this one. The fog waits as long as it takes, but for the device that hangs."""
-    clock, port = Clock(), free_ports(3)
+    clock, port, start = Clock(), outside.proxy.target - 1, outside.start
     monkeypatch.setattr(household, "time", clock)
     deploy = {"port": port, "keepalive_seconds": 1.0, "retry_seconds": 0.5}
     wanted = small(tmp_path, "fedavg", rounds=5, deploy=deploy, topology={"team_rounds": 1}, eval={"every": 100})
     (tmp_path / CONFIG).write_text(to_toml(wanted))
-    proxy, begun = Proxy(port + 1), list[Process]()
-
-    def start(code: str = "", *more: str) -> Process:
-        arguments = ["device", CONFIG, "--name", "0", "--insecure", "--parent", proxy.address, *more]
-        begun.append(Process(arguments, tmp_path, environment(), code))
-        return begun[-1]
-
-    def joined(times: int) -> None:
-        logged(log, "0 has joined", times=times)
-
-    try:
+    device = start()
+    network = partial(_loopback, wanted)
+    with drill(wanted, stops=[0, 1, 2, 3], network=network, elsewhere=["0"]) as one:
+        one.steps.after(0)
+        outside.proxy.hold_after(300)  # bytes of its reply pass
+        one.steps.go()
+        assert outside.proxy.holding.wait(SECONDS)
+        device.kill()
+        outside.proxy.cut()
+        one.until("fog-0", 0, there=False)
+        outside.proxy.heal()
         device = start()
-        with drill(
-            wanted,
-            stops=[0, 1, 2, 3],
-            network=lambda name: (insecure(wanted.deploy, f"127.0.0.1:{port}").transport, None),
-            elsewhere=["0"],
-        ) as one:
-            one.steps.after(0)
-            proxy.hold_after(300)  # bytes of its reply pass
-            one.steps.go()
-            assert proxy.holding.wait(SECONDS)
-            device.kill()
-            proxy.cut()
-            logged(log, "0 is gone")
-            proxy.heal()
-            device = start()
-            one.steps.after(1)
+        one.steps.after(1)
 
-            device.signal(signal.SIGSTOP)
-            engine, house = one.nodes["fog-0"].node.engine, one.house("fog-0")
-            engine.settings = replace(engine.settings, deadline_seconds=1000.0)
-            one.steps.go()
-            _answered(house, 2, 1)
-            clock.ahead += 1000.0
-            house.wake()
-            one.steps.after(2)
-            engine.settings = replace(engine.settings, deadline_seconds=None)
-            logged(log, "round 2 at fog-0: goes on without 0 (no")
-            logged(log, "0 is gone", times=2)
-            device.signal(signal.SIGCONT)
-            joined(3)
-            device.kill()
+        device.signal(signal.SIGSTOP)
+        _goes_on_without_it(one, clock)
+        logged(log, "round 2 at fog-0: goes on without 0 (no")
+        one.until("fog-0", 0, there=False)
+        device.signal(signal.SIGCONT)
+        one.until("fog-0", 0)
 
-            device = start(full(8192))
-            joined(4)
-            one.steps.after(3)
-            device.until("make room")
-            logged(log, "round 3 at fog-0: goes on without 0 (cannot write to")
-            device.kill()
-            device = start()
-            joined(5)
-            result = one.steps.finish()
-            assert device.wait() == 0
-            fresh = start(full(4096), "--set", "deploy.folder='fresh'")
-            assert fresh.wait() == 2
-            assert "make room" in fresh.text
-            kept = one.kept() | _of_device(tmp_path)
-        missed = Absent(unheard=((1, 0, 2, 0), (2, 0, 2, 0)))
-        assert distance(kept, simulated(wanted, missed)) < FLOAT64
-        assert result.engine.round == 5
-    finally:
-        for process in begun:
-            process.close()
-        proxy.close()
+        device.kill()
+        one.until("fog-0", 0, there=False)
+        device = start(full(8192))
+        one.until("fog-0", 0)
+        one.steps.after(3)
+        device.until("make room")
+        logged(log, "round 3 at fog-0: goes on without 0 (cannot write to")
+
+        device.kill()
+        device = start()
+        result = one.steps.finish()
+        assert device.wait() == 0
+        fresh = start(full(4096), "--set", "deploy.folder='fresh'")
+        assert fresh.wait() == 2
+        assert "make room" in fresh.text
+        kept = one.kept() | _of_device(tmp_path)
+    missed = Absent(unheard=((1, 0, 2, 0), (2, 0, 2, 0)))
+    assert distance(kept, simulated(wanted, missed)) < FLOAT64
+    assert result.engine.round == 5
+
+
+def _loopback(wanted: Config, name: str) -> tuple[Transport, None]:
+    return insecure(wanted.deploy, f"127.0.0.1:{wanted.deploy.port}").transport, None
+
+
+def _goes_on_without_it(one: Drill, clock: Clock) -> None:
+    """Round 2, in which the deadline of fog-0 passes after its other device has answered."""
+    engine, house = one.nodes["fog-0"].node.engine, one.house("fog-0")
+    engine.settings = replace(engine.settings, deadline_seconds=1000.0)
+    one.steps.go()
+    _answered(house, 2, 1)
+    clock.ahead += 1000.0
+    house.wake()
+    one.steps.after(2)
+    engine.settings = replace(engine.settings, deadline_seconds=None)
 
 
 def _answered(house: Any, child: int, round_: int) -> None:

@@ -1,14 +1,16 @@
 """States that are damaged, and a fog that is lost with its state."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploy.drills import Absent, Tap, drill, is_reply, simulated, small
+from deploy.drills import SECONDS, Absent, Tap, drill, is_reply, simulated, small
 from deploy.harness import distance, models_of
 from deploy.test_drills_messages import FLOAT64
 from tierfed.deploy.joining import run_folder, state_folder
+from tierfed.deploy.journal import FIRST, Journal, Lineage
 from tierfed.deploy.memory import Memory
 from tierfed.deploy.process import Cloud, begin_node, world_of
 from tierfed.errors import InputError
@@ -57,37 +59,86 @@ def test_a_state_that_was_lost_is_not_taken_for_one(tmp_path: Path, log: pytest.
     assert "or let it begin anew: --anew" in log.text
 
 
-@pytest.mark.parametrize("moment", ["between rounds", "in a team round"])
-def test_a_fog_that_is_lost_for_good(tmp_path: Path, moment: str, log: pytest.LogCaptureFixture) -> None:
-    """Another machine takes its place and name, at another address, with nothing: its devices keep what they have."""
-    config = small(tmp_path, "fedavg", topology={"team_rounds": 2})
+def test_a_fog_that_is_lost_in_a_team_round(tmp_path: Path) -> None:
+    """Another machine takes its place and name, at another address, with nothing: its devices have what they had before
+    the round, and the round begins again. What the new fog says first is lost as well.
+    """
+    config = small(tmp_path, "h-sgd", topology={"team_rounds": 2})
     with drill(config, stops=[2]) as one:
         one.steps.after(2)
-        lost, new = one.nodes["fog-0"], "127.0.0.1:29999"
-        if moment == "in a team round":
-            seen = list[bytes]()
+        new, worlds = "127.0.0.1:29999", [world_of(config) for _ in range(3)]
+        seen, held = list[bytes](), threading.Event()
 
-            def up(frame: bytes) -> list[bytes]:
-                if is_reply(frame, 3):
-                    seen.append(frame)
-                return [frame] if len(seen) < 2 else []  # what it says in the second team round, nobody hears
+        def up(frame: bytes) -> list[bytes]:
+            if not is_reply(frame, 3):
+                return [frame]
+            seen.append(frame)
+            if len(seen) == 2:  # in the second team round, which nobody hears of
+                held.set()
+            return [frame] if len(seen) < 2 else []
 
-            one.taps["0"].up = up
-            one.steps.go()
-            while len(seen) < 2:
-                one.house("fog-0")
-        lost.close()
-        one.nodes["fog-0"] = begin_node(
-            world_of(config), "fog-0", "fog", one.network, memory=True, anew=True, listen=new
-        )
-        for name in ("0", "2"):
+        one.taps["0"].up = up
+        one.steps.go()
+        assert held.wait(SECONDS)
+        one.nodes["fog-0"].close()
+        lossy, lost = Tap(one.network), threading.Event()
+
+        def once(frame: bytes) -> list[bytes]:
+            if is_reply(frame, 3) and not lost.is_set():
+                lost.set()
+                assert lossy.now is not None
+                lossy.now.close()
+                return []
+            return [frame]
+
+        lossy.up = once
+        one.nodes["fog-0"] = begin_node(worlds[0], "fog-0", "fog", lossy, memory=True, anew=True, listen=new)
+        for name, world in zip(("0", "2"), worlds[1:], strict=True):
             before = one.nodes[name]
             before.close()
             assert isinstance(before.store, MemoryStore)
             one.nodes[name] = begin_node(
-                world_of(config), name, "device", Tap(one.network), memory=True, store=before.store, parent=new
+                world, name, "device", one.network, memory=True, store=before.store, parent=new
             )
         kept = one.kept()
-        for node in one.nodes.values():
-            node.close()
+        assert lost.is_set()
+        for name in ("fog-0", "0", "2"):
+            one.nodes[name].close()
     assert distance(kept, simulated(config, Absent())) < FLOAT64
+
+
+def test_what_a_node_finds() -> None:
+    """The version that a parent counts on, which has not heard of several rounds, or knows of none."""
+    store = MemoryStore()
+    journal = Journal(store)
+    seen = list[str]()
+    for round_, ask in enumerate(("aa", "bb", "cc")):  # three rounds, and nobody hears of them
+        lineage = Lineage(FIRST, ("aa", "bb", "cc")[:round_])
+        journal.begin(round_, journal.find(lineage, round_))
+        seen.append(journal.commit_visit(ask, {}, {}))
+    journal = Journal(store)  # the process was killed
+    assert journal.find(Lineage(FIRST, ("aa", "bb", "cc")), 3) == seen[2]
+    assert journal.find(Lineage(FIRST, ("aa", "bb")), 2) == seen[1]  # the third round begins again
+    assert journal.find(Lineage(None), 2) == seen[1]
+    assert journal.find(Lineage(None), 3) == seen[2]
+    with pytest.raises(InputError, match="the parent counts on state of the beginning"):
+        journal.find(Lineage(FIRST), 3)
+    with pytest.raises(InputError, match="the parent counts on state dd"):
+        journal.find(Lineage("dd"), 3)
+    with pytest.raises(InputError, match="asked of round 1, but round 2 has begun"):
+        journal.begin(1, seen[2])
+
+
+def test_what_a_node_finds_that_has_begun_anew() -> None:
+    store = MemoryStore()
+    journal = Journal(store, anew=True)
+    journal.begin(5, journal.find(Lineage("dd"), 5))
+    first = journal.commit_visit("aa", {}, {})
+    journal = Journal(store)
+    assert journal.find(Lineage("dd"), 5) == FIRST  # the parent was killed, and asks again
+    assert journal.find(Lineage("dd", ("aa",)), 5) == first  # it has not heard of it
+    journal.begin(6, journal.find(Lineage("dd", ("aa",)), 6))
+    second = journal.commit_visit("bb", {}, {})
+    assert journal.find(Lineage(second), 7) == second
+    with pytest.raises(InputError, match="the parent counts on state dd"):  # it has known better
+        journal.find(Lineage("dd"), 7)

@@ -28,7 +28,7 @@ def number(value: float) -> Tree:
 
 def visit(journal: Journal, round_: int, lineage: Lineage, ask: str) -> tuple[str, float]:
     """Adds one to what is kept, unless the same was asked of the same version before: the version and what was said."""
-    version = journal.find(lineage)
+    version = journal.find(lineage, round_)
     journal.begin(round_, version)
     said = journal.said(ask)
     if said is not None:
@@ -65,11 +65,11 @@ def test_what_a_parent_does_not_know_of_is_found_by_its_questions(store: Any) ->
     journal = Journal(store)
     one, _ = visit(journal, 0, Lineage(), digest("a"))
     never = digest("never came")
-    assert journal.find(Lineage(FIRST, (never, digest("a")))) == one
-    assert journal.find(Lineage(FIRST, (never,))) == FIRST
-    assert journal.find(Lineage(None)) == one
+    assert journal.find(Lineage(FIRST, (never, digest("a"))), 0) == one
+    assert journal.find(Lineage(FIRST, (never,)), 0) == FIRST
+    assert journal.find(Lineage(None), 1) == one
     with pytest.raises(InputError, match="--anew"):
-        journal.find(Lineage(digest("of another one")))
+        journal.find(Lineage(digest("of another one")), 0)
 
 
 def test_a_later_round_makes_the_version_last(store: Any) -> None:
@@ -79,8 +79,8 @@ def test_a_later_round_makes_the_version_last(store: Any) -> None:
     three, said = visit(journal, 1, Lineage(one), digest("c"))  # b was taken back before round 0 was committed
     assert said == 2.0
     with pytest.raises(InputError, match="counts on state"):
-        journal.find(Lineage(two))
-    assert journal.find(Lineage(one)) == one
+        journal.find(Lineage(two), 1)
+    assert journal.find(Lineage(one), 1) == one
     with pytest.raises(InputError, match="round 1 has begun"):
         journal.begin(0, three)
 

@@ -118,6 +118,15 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+async def _tried(channel: Any) -> bool:
+    """Whether a channel has got through, once it has tried."""
+    while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            return False
+        await channel.wait_for_state_change(state)
+    return True
+
+
 class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     """The server's side: one call is one child."""
 
@@ -222,8 +231,10 @@ class Grpc:
         else:
             channel = grpc.aio.secure_channel(address, self.keys.channel, options=[*options, *self.keys.options])
         try:
-            await asyncio.wait_for(channel.channel_ready(), _DIAL_SECONDS)
+            tried = await asyncio.wait_for(_tried(channel), _DIAL_SECONDS)
             call = channel.stream_stream(f"/{_SERVICE}/{_METHOD}")()
+            if not tried:
+                await call.read()  # says why
             end = _End(Peer(address=address))
             owner.opened(end)
             why = await end.carry(call, owner)

@@ -80,6 +80,7 @@ class Journal:
         self.version = str(store.meta.get("version", FIRST))  # of what is not in the journal any more
         self.run = str(store.meta.get("run", ""))
         self.round = int(store.meta.get("round", -1))
+        self._lost = bool(store.meta.get("lost", anew))  # until the parent counts on what this node has
         self.trail = [(str(b), str(a)) for b, a in store.meta.get("trail", [])]  # (version, message) that led to it
         self._told = True  # what the parent counts on is no older than this state
         self.visits = [Visit(**{**v, "gone": [tuple(k) for k in v["gone"]]}) for v in store.meta.get("visits", [])]
@@ -97,25 +98,35 @@ class Journal:
         """Whether it takes a lost one's place and has not been visited yet."""
         return self.anew and not self.visits and self.version == FIRST
 
-    def find(self, lineage: Lineage) -> str:
-        """The version that a parent counts on.
+    def find(self, lineage: Lineage, round_: int) -> str:
+        """The version that a parent counts on in a round.
+
+        Where it does not know, or what it knows was lost, that is the state before the round: what this node has done
+        in it for another parent begins again.
 
         :raises InputError: this node does not have it
         """
-        if lineage.known is None or self.fresh:
-            return self.newest()
         have = {self.version, *(v.after for v in self.visits)}
-        version, steps = lineage.known, {(v.before, v.ask): v.after for v in self.visits}
-        self._told = version in have
-        steps |= {(before, ask): after(before, ask) for before, ask in self.trail}
-        for ask in lineage.open:
-            version = steps.get((version, ask), version)
+        first = self.version if round_ == self.round else self.newest()
+        known = first if lineage.known is None else lineage.known
+        self._told = known in have
+        self._lost = self._lost and (lineage.known is None or not self._told)
+        version = self._follow(known, lineage.open)
+        if version not in have and self._lost:
+            version = self._follow(first, lineage.open)
         if version not in have:
             raise InputError(
                 f"the parent counts on state {version[:8] or 'of the beginning'}, this node has "
                 f"{', '.join(sorted(v[:8] or 'that of the beginning' for v in have))}; bring back its folder, or let "
                 "it begin anew: --anew"
             )
+        return version
+
+    def _follow(self, version: str, asks: Iterable[str]) -> str:
+        """The version that messages have led to, whichever of them have come."""
+        steps = {*self.trail, *((v.before, v.ask) for v in self.visits)}
+        for ask in asks:
+            version = after(version, ask) if (version, ask) in steps else version
         return version
 
     def look(self, version: str) -> None:
@@ -180,6 +191,7 @@ class Journal:
             "version": self.version,
             "run": self.run,
             "anew": self.anew,
+            "lost": self._lost,
             "round": self.round,
             "trail": self.trail,
             "number": max((v.number for v in self.visits), default=int(self.store.meta.get("number", 0))),

@@ -76,7 +76,7 @@ class Node:
     def _visit(self, asked: Question) -> tuple[Header, Tree]:
         lineage, ask, engine = asked.to[self.ident], asked.asks[self.ident], self.engine
         check_finite(asked.of(self.ident))
-        version = self.journal.find(lineage)
+        version = self.journal.find(lineage, asked.round)
         self.journal.begin(asked.round, version)
         before = self.journal.said(ask)
         engine.follow()
@@ -144,7 +144,7 @@ class Node:
 
     def _look(self, asked: Question) -> None:
         """The state that the parent counts on, for a question that changes nothing."""
-        self.journal.look(self.journal.find(asked.to[self.ident]))
+        self.journal.look(self.journal.find(asked.to[self.ident], asked.round))
         self.engine.follow()
         self.engine.round = asked.round
 
