@@ -1,7 +1,7 @@
 """Evaluated models on test data: the scores of every device, or of a sample of the devices."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -63,22 +63,25 @@ def evaluate(
     :param tell: is told after two seconds how far it is, and after twice as long each time
     """
     order = _ordered(engine, devices[[len(test[i]) > 0 for i in devices]], test)
-    parts: dict[tuple[str, str], list[Scores]] = {}
+    parts: list[Found] = []
     began, wait, done = time.monotonic(), _SECONDS, 0
     for cohort in cohorts(engine, order, post, chunk):
-        for ids, name, scores in _scored(engine, test, kind, cohort):
-            for metric, values in scores.items():
-                parts.setdefault((name, metric), []).append(Scores(ids, values))
+        parts += scored(engine, test, kind, cohort)
         done += len(cohort.devices)
         if tell is not None and time.monotonic() - began > wait:
             tell(f"evaluating: {done:,} of {len(order):,} devices")
             wait *= 2
-    out: Found = {}
-    for name in MODELS:
-        for (model, metric), found in parts.items():
-            if model == name:
-                out.setdefault(name, {})[metric] = _joined(found)
-    return out
+    return gathered(parts)
+
+
+def gathered(parts: Iterable[Found]) -> Found:
+    """Scores of different devices as one."""
+    found: dict[str, dict[str, list[Scores]]] = {}
+    for part in parts:
+        for model, metrics in part.items():
+            for metric, scores in metrics.items():
+                found.setdefault(model, {}).setdefault(metric, []).append(scores)
+    return {m: {k: _joined(s) for k, s in found[m].items()} for m in MODELS if m in found}
 
 
 def _ordered(engine: Engine, devices: Ints, test: Sequence[Ints]) -> Ints:
@@ -127,10 +130,8 @@ class _Run(NamedTuple):
         return self[1:3] == other[1:3] and self.stacked == other.stacked and same(self.params, other.params)
 
 
-def _scored(
-    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort
-) -> Iterator[tuple[Ints, str, dict[str, Floats]]]:
-    """Devices [n], model, metric -> mean over the samples of each device [n]; for some devices at a time."""
+def scored(engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort) -> Iterator[Found]:
+    """Scores of the models of a cohort, of one model of some of the devices at a time."""
     task = engine.task(int(cohort.devices[0]))
     sizes = np.array([len(test[i]) for i in cohort.devices], np.int64)
     each = {
@@ -158,7 +159,7 @@ def _scored(
         for run, total in zip(runs, sums, strict=True):
             n = torch.from_numpy(sizes[begin + run.low : begin + run.high]).to(engine.plan.dtype)
             means = {k: (torch.from_numpy(v).to(n.dtype) / n).double().numpy() for k, v in total.items()}
-            yield ids[run.low : run.high], run.name, means
+            yield {run.name: {k: Scores(ids[run.low : run.high], v) for k, v in means.items()}}
 
 
 def _cuts(sizes: Ints, most: int) -> list[int]:

@@ -16,13 +16,14 @@ from torch import nn
 
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
 from tierfed.config import Config, GridSettings, from_table, load_config, read, to_toml
+from tierfed.data import Dataset
 from tierfed.disk import disk_error
 from tierfed.errors import InputError
 from tierfed.evaluation import kind
 from tierfed.frames import dataset
 from tierfed.metrics import Row, Scores, main_metric, write_atomic
 from tierfed.result import Progress, Result, Watcher
-from tierfed.session import Session, on_disk
+from tierfed.session import HERE, Means, Session, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
 from tierfed.store import DiskStore, MemoryStore
@@ -51,6 +52,7 @@ def run(
     watch: Watcher | None = None,
     folder: bool = True,
     before: Result | None = None,
+    means: Means = HERE,
 ) -> Result:
     """Trains one run from the start; of a config with [personalize] the training alone.
 
@@ -62,16 +64,10 @@ def run(
     :param watch: is told after every round
     :param folder: write the run folder; without it nothing outlives the process
     :param before: a run in this process, in the place of the folder start.run
+    :param means: who computes it
     :raises InputError: anything in the config that does not fit; the folder exists; the disk is full
     """
-    config = replace(load_config(config), grid=GridSettings())
-    if data is not None:
-        data = dataset(data, config.data.columns)
-        config = replace(config, data=replace(config.data, source=GIVEN + data.name, path=None))
-    if module is not None:
-        if not isinstance(module, nn.Module):
-            raise InputError(f"module is {module!r:.80}; wanted an nn.Module, for example module=Net()")
-        config = replace(config, model=replace(config.model, name=GIVEN + type(module).__name__))
+    config, data = with_given(replace(load_config(config), grid=GridSettings()), data, module)
     path = Path(config.run.out or default_folder(config))
     if folder:
         config = replace(config, run=replace(config.run, out=str(path)))
@@ -80,7 +76,7 @@ def run(
     baseline = read_baseline(world)
     start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:
-        return _loop(world, MemoryStore(), None, [], [], watch, baseline, start)
+        return _loop(world, MemoryStore(), None, [], [], watch, baseline, start, means)
     make_folder(path)
     store = None
     try:
@@ -88,7 +84,7 @@ def run(
             write_atomic(path / "config.toml", to_toml(config))
         store = DiskStore(path / "state", world.device)
         keep_begun(store, world, module)
-        return _loop(world, store, path, [], [], watch, baseline, start)
+        return _loop(world, store, path, [], [], watch, baseline, start, means)
     except InputError:
         if store is None or not store.meta:  # not even the first commit: nothing that could be resumed
             shutil.rmtree(path, ignore_errors=True)
@@ -106,14 +102,15 @@ def resume(
     data: Any = None,
     module: nn.Module | None = None,
     watch: Watcher | None = None,
+    means: Means = HERE,
 ) -> Result:
     """Goes on with a run after its last committed round; the same bits as if it had never stopped.
 
     :param rounds: another number of rounds than the run was begun with
     :param engine: keys of [engine] that are other ones from now on: name, workers, address, gpus
-    :param data: what was given to `run`; :param module: the same
+    :param data: what was given to `run`; :param module: the same; :param means: the same
     :raises InputError: no run folder, another config, data or model than the run began with, a damaged checkpoint,
-        another process at work on it
+        another process at work on it, private states that are elsewhere
     """
     path = Path(path)
     config = begun(path, data, module)
@@ -126,6 +123,8 @@ def resume(
     store = DiskStore(path / "state")
     try:
         check_config(store, path, config)
+        if store.meta.get("elsewhere") and means is HERE:
+            raise InputError(f"the run in {path} cannot go on here: {store.meta['elsewhere']}")
         if module is not None:
             module = as_begun(store, module)
         world = prepare(
@@ -146,7 +145,7 @@ def resume(
             keep_begun(store, world, module)
         start = None if store.meta else _left(world, data, module)
         rows, happened = replay(store)
-        return _loop(world, store, path, rows, happened, watch, baseline, start)
+        return _loop(world, store, path, rows, happened, watch, baseline, start, means)
     finally:
         store.close()
 
@@ -191,6 +190,21 @@ def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = N
         )
     finally:
         store.close()
+
+
+def with_given(config: Config, data: Any, module: nn.Module | None) -> tuple[Config, Dataset | None]:
+    """The config of a run with what the caller has at hand, and that as a data set.
+
+    :raises InputError: no table, no module
+    """
+    if data is not None:
+        data = dataset(data, config.data.columns)
+        config = replace(config, data=replace(config.data, source=GIVEN + data.name, path=None))
+    if module is not None:
+        if not isinstance(module, nn.Module):
+            raise InputError(f"module is {module!r:.80}; wanted an nn.Module, for example module=Net()")
+        config = replace(config, model=replace(config.model, name=GIVEN + type(module).__name__))
+    return config, data
 
 
 def _left(world: World, data: Any, module: nn.Module | None) -> Start | None:
@@ -287,9 +301,11 @@ def _loop(
     watch: Watcher | None,
     baseline: Scores | None,
     start: Start | None,
+    means: Means,
 ) -> Result:
-    config, engine = world.config, world.engine(store, _teller(world.config, path, watch))
-    session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world), start)
+    config, engine = world.config, means.engine(world, store, _teller(world.config, path, watch))
+    constant = identity(world)
+    session = Session(world, engine, store, path, rows, happened, watch, baseline, constant, start, means.evaluate)
     before = torch.get_num_threads()
     torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
     interrupted, first = False, int(store.meta.get("round", 0))

@@ -4,19 +4,20 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tierfed.augment.gan import Tell
 from tierfed.config import Config
 from tierfed.cost import RoundCost
 from tierfed.disk import disk_error
 from tierfed.engine import Engine
 from tierfed.engine.ahead import prefetch
 from tierfed.engine.beginning import put_parents, with_parents
-from tierfed.evaluation import evaluate, evaluated, kind
+from tierfed.evaluation import Found, evaluate, evaluated, kind
 from tierfed.formation import event, form, pending, with_teams
 from tierfed.metrics import Row, Scores, to_table, write_atomic
 from tierfed.record import (
@@ -35,7 +36,7 @@ from tierfed.result import Progress, Watcher
 from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.start import Start
-from tierfed.store import DiskStore, MemoryStore
+from tierfed.store import DiskStore, MemoryStore, Store
 from tierfed.ties import TieRecord
 from tierfed.topology import Topology
 from tierfed.transfers import Transfer, awaited, bursts, roads
@@ -60,6 +61,18 @@ def fingerprint(config: Config) -> str:
     return json.dumps(tables, sort_keys=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """Who computes a run: the engine of its world, in this process, or others that bring their own."""
+
+    engine: Callable[[World, Store, Tell | None], Engine] = World.engine
+    evaluate: Callable[..., Found] = evaluate
+    """As `tierfed.evaluation.evaluate`."""
+
+
+HERE = Means()
+
+
 class Session:
     """What a process does to a run. The rows and events of committed rounds go into the lists that it is given."""
 
@@ -75,7 +88,9 @@ class Session:
         baseline: Scores | None,
         identity: dict[str, Any],
         start: Start | None = None,
+        judge: Callable[..., Found] = evaluate,
     ) -> None:
+        self.judge = judge
         self.world, self.engine, self.store, self.path = world, engine, store, path
         self.rows, self.events, self.watch, self.baseline = rows, happened, watch, baseline
         self.start, self.pending = start, list[dict[str, Any]]()
@@ -186,7 +201,7 @@ class Session:
         """Scores and statistics after a round."""
         drawn = evaluated(self.world, number, last)
         test, post = self.world.federation.test, self.world.config.eval.post
-        found = evaluate(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
+        found = self.judge(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
         return score_rows(self.world, number, found, drawn, self.baseline)
 
     def _tell(self, doing: str) -> None:

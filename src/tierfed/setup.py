@@ -100,9 +100,13 @@ class World:
         """What different architectures are called; none where all devices have the same."""
         return () if self.kinds is None else labels(self.config.model)
 
-    def engine(self, store: Store, tell: Tell | None = None) -> Engine:
-        """An engine over a store. :param tell: is told what it begins beside this process"""
-        engine = ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name](
+    def engine(self, store: Store, tell: Tell | None = None, kind: type[Engine] | None = None) -> Engine:
+        """An engine over a store.
+
+        :param tell: is told what it begins beside this process
+        :param kind: in the place of that of the config
+        """
+        engine = (kind or ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name])(
             self.algorithm,
             self.tasks,
             self.topology,

@@ -336,7 +336,12 @@ def ties(engine: Engine, depth: int, node: int, children: Ids) -> dict[str, Tens
 
 def message_to(engine: Engine, device: int) -> Tree:
     """What the parent of a device would send it now."""
-    return _Walk(engine).message(engine.depth, device)
+    return messages_to(engine, np.array([device]))[0]
+
+
+def messages_to(engine: Engine, devices: Ids) -> list[Tree]:
+    """The same of several devices; one object where it is common to them."""
+    return _Walk(engine).messages(engine.depth, devices)
 
 
 def message_bytes(engine: Engine, devices: Ids) -> Ids:

@@ -33,14 +33,14 @@ class _Level:
     def exchange(self, burst: int, poll: Poll, messages: list[Tree]) -> list[Reply | None]:
         e, tick, to, kids = self.engine, self._tick(burst), self.engine.reach(self.depth), poll.kids
         unit = e.units[self.depth]
-        awake = e.awake(self.depth, to, kids, tick)
-        replies: list[Reply | None] = []
-        for i, message, up in zip(kids, messages, awake, strict=True):
-            reply = e.answer(to, int(i), decode(encode(message), e.device), tick) if up else None
+        awake = np.flatnonzero(e.awake(self.depth, to, kids, tick))
+        replies: list[Reply | None] = [None] * len(kids)
+        answers = e.answers(to, kids[awake], [decode(encode(messages[j]), e.device) for j in awake], tick)
+        for j, reply in zip(awake, answers, strict=True):
             if reply is not None:
+                i = kids[j]
                 owed = e.with_owed(to, int(i), reply.message, float(reply.counts[unit]))
-                reply = Reply(decode(encode(owed), e.device), reply.counts)
-            replies.append(reply)
+                replies[j] = Reply(decode(encode(owed), e.device), reply.counts)
         said = [{} if r is None else r.message for r in replies]
         down, up_bytes = (np.array([_size(m) for m in trees]) for trees in (messages, said))
         near = None if e.edge is None else self._near(to, kids, messages, said)
@@ -95,6 +95,10 @@ class Serial(Engine):
         weighing = Weighing(unit, total, over, self.round)
         children = _Level(self, depth, node, tick)
         return visit(self.tiers[depth], state, self.bursts(depth), children, weighing, self.plan.like)
+
+    def answers(self, level: int, nodes: Ids, messages: list[Tree], tick: int) -> list[Reply | None]:
+        """What children say to their messages, in their order."""
+        return [self.answer(level, int(i), m, tick) for i, m in zip(nodes, messages, strict=True)]
 
     def answer(self, level: int, node: int, message: Tree, tick: int) -> Reply | None:
         """What a child says to a message, or None: nobody below it was heard."""
