@@ -192,6 +192,10 @@ def test_nobody_answers(tmp_path: Path) -> None:
     grid = star(config(), lost=lambda _, m: "away" if m.metadata.message_type == "train" else "")
     with pytest.raises(InputError, match=r"round 1: nobody has answered within 0 seconds: 'd\d' \(no answer\), "):
         federated(grid, config(), tmp_path / "run")
+    grid = star(config(), lost=lambda _, m: "away" if m.metadata.message_type == "evaluate" else "")
+    unmeasured = federated(grid, config(), tmp_path / "unmeasured")
+    assert unmeasured.trained == ROUNDS
+    assert unmeasured.scores == {}
     empty = Direct({})
     with pytest.raises(InputError, match=r"no supernode of the 5 devices \('d0', .* is there after 0 seconds"):
         federated(empty, config(), tmp_path / "other")

@@ -52,6 +52,8 @@ class OverGrid(Serial):
         frames = [framed(messages[0])] * len(messages) if common else [framed(m) for m in messages]
         orders = {int(i): self._order(int(i), {"tick": tick}, f) for i, f in zip(nodes, frames, strict=True)}
         replies = self.fleet.ask(MessageType.TRAIN, orders, self.round)
+        if not replies:
+            raise self.fleet.nobody(self.round)
         self.traces = {i: {k: torch.tensor(v) for k, v in numbers_of(r).items()} for i, r in replies.items()}
         return [self._reply(int(i), replies.get(int(i)), tick) for i in nodes]
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from tierfed.setup import World
 log = logging.getLogger("flwr")
 _PAUSE_SECONDS = 0.25  # between two looks for replies
 _MOST_NAMED = 8
+_MOST_ASKED = 3  # times that a supernode is asked who it is without an answer
 
 
 @dataclass(kw_only=True, eq=False)
@@ -33,7 +35,7 @@ class Fleet:
     wait_seconds: float
     reply_seconds: float
     nodes: dict[int, int] = field(default_factory=dict)  # device -> supernode
-    met: set[int] = field(default_factory=set)  # supernodes that were asked who they are
+    asked: Counter[int] = field(default_factory=Counter)  # how often each supernode was asked who it is
     why: dict[int, str] = field(default_factory=dict)  # device -> why it was not heard the last time
 
     def gather(self) -> None:
@@ -62,11 +64,12 @@ class Fleet:
 
         :raises InputError: two say that they are the same device
         """
-        new = [int(n) for n in self.grid.get_node_ids() if int(n) not in self.met]
-        self.met |= set(new)
+        new = [int(n) for n in self.grid.get_node_ids() if self.asked[int(n)] < _MOST_ASKED]
         found = dict[int, int]()
         asked = {n: packed({}, {}) for n in new}
+        self.asked.update(new)
         for node, reply in self._exchange(MessageType.QUERY, asked, "who", self.wait_seconds).items():
+            self.asked[node] = _MOST_ASKED  # it has said what it is
             try:
                 device = self._whose(reply)
             except InputError as err:
@@ -101,10 +104,8 @@ class Fleet:
         """What devices answer; whoever is not there, fails or takes too long is left out.
 
         :param orders: by device
-        :raises InputError: nobody has answered
         """
-        if any(i not in self.nodes for i in orders) or set(self.grid.get_node_ids()) - self.met:
-            self.meet()
+        self.meet()
         there = {self.nodes[i]: i for i in orders if i in self.nodes}
         self.why = {i: "no supernode" if i not in self.nodes else "no answer" for i in orders}
         contents = {n: orders[i] for n, i in there.items()}
@@ -118,12 +119,14 @@ class Fleet:
                 del self.why[there[node]]
         if self.why:
             log.warning("tierfed, round %d: not heard: %s", round_ + 1, self.named(self.why))
-        if orders and not out:
-            raise InputError(
-                f"round {round_ + 1}: nobody has answered within {self.reply_seconds:g} seconds: "
-                f"{self.named(orders)}; see the logs of their supernodes, then go on: `flwr run` with the same run.out"
-            )
         return out
+
+    def nobody(self, round_: int) -> InputError:
+        """What to say when nobody has answered."""
+        return InputError(
+            f"round {round_ + 1}: nobody has answered within {self.reply_seconds:g} seconds: {self.named(self.why)}; "
+            "see the logs of their supernodes, then go on: `flwr run` with the same run.out"
+        )
 
     def named(self, devices: Iterable[int]) -> str:
         """Devices for a message, with what is known of why they are silent."""
