@@ -16,7 +16,7 @@ install: .venv/.installed
 demo: install  ## JobFed, FedAvg and local-only training on smartwatch data; ends with a report
 	$(BIN)/tierfed run quickstart --out $(OUT)
 
-test: install test-flower  ## the whole suite
+test: install  ## the whole suite
 	$(BIN)/python -m pytest
 
 .venv-flower/.installed: pyproject.toml constraints-flower.txt

@@ -2,7 +2,7 @@
 
     python benchmarks/ray_scale.py --workers 2 --json
 
-The perceptron 784-200-BN-200-10 (M1 of benchmarks/rounds.py), 100 devices with 600 random samples each, 10 of them per
+The perceptron 784-200-BN-200-10 (M1 of benchmarks/peers.py), 100 devices with 600 random samples each, 10 of them per
 round, one epoch of batches of 20, SGD 0.1, nothing evaluated. The two take turns of a second, with the same chunks
 of devices, so they train to the same bits; the table shows medians and what Ray adds.
 """
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from rounds import BATCH, LR, MODELS, POLLED, make_plan
 
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.engine import Vectorized
@@ -29,10 +29,21 @@ from tierfed.store import MemoryStore
 from tierfed.task import Task
 from tierfed.topology import TopologySettings, build_topology
 
+POLLED, BATCH, LR = 10, 20, 0.1
+
+
+def make_plan(devices: int, samples: int) -> Plan:
+    """Random images of random classes."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((devices * samples, 784), dtype=np.float32))
+    y = torch.from_numpy(rng.integers(0, 10, devices * samples))
+    rows = np.split(np.arange(devices * samples), devices)
+    return Plan(x=x, y=y, train=rows, held=[np.zeros(0, np.int64)] * devices, batch=BATCH)
+
 
 def make_engine(plan: Plan, polled: int, workers: int) -> Vectorized:
     """FedAvg with the kernel "fused" over a flat tree."""
-    task = Task(build_model(MODELS["M1"], (784,), 10, {}, seed=0))
+    task = Task(build_model("epflu_mlp", (784,), 10, {}, seed=0))
     topology = build_topology(TopologySettings(fogs=0, participation=polled), plan.samples)
     engine = Vectorized(FedAvg(lr=LR), [task], topology, plan, MemoryStore())
     engine.kernel, engine.chunk, engine.workers = "fused", 5, workers

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -12,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tierfed.config import EngineSettings
 from tierfed.engine import Engine, Vectorized
-from tierfed.engine.evaluate import message_to
+from tierfed.engine.evaluate import convolves, message_to, recurs
 from tierfed.engine.visits import Job, Workplace
 from tierfed.errors import InputError
 from tierfed.kernels import BATCHED, KERNELS, equipped, refusal
@@ -26,10 +26,11 @@ from tierfed.plan import Plan
 from tierfed.task import Task
 from tierfed.tree import nbytes, stack
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CACHE_BYTES, _GPU_BYTES = 13 << 18, 1 << 30  # a processor's second cache and a half; a small part of a GPU
+_ONE_BY_ONE_BYTES = 1 << 26  # of models that are trained one after the other, and handed over together
 _MOST_AT_ONCE, _IN_TURN = 256, 8
 _FLOPS, _STEP_SECONDS = 2e10, 2e-4  # of one core, roughly: what decides whether processes or a trial pay
+_MOST_THREADS = 4  # beyond, what Python does between the trainings of a round, in one thread, takes too long
 _CREW_SECONDS, _TRIAL_SECONDS = 20.0, 60.0
 _TRIAL_STEPS, _TRIALS = 4, 3
 
@@ -57,9 +58,10 @@ def possible(tasks: Sequence[Task], device: torch.device) -> dict[str, str]:
     return {name: next(filter(None, (refusal(name, t, device) for t in tasks)), "") for name in KERNELS}
 
 
-def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = "", shares: int = -1) -> Choice:
+def choose(settings: EngineSettings, engine: Engine, seconds: float, kernel: str = "", shares: int = -1) -> Choice:
     """The choice by rule, or as the config has it; what takes longer than a minute is worth a trial, see `tried`.
 
+    :param seconds: of all rounds on one core, see `round_seconds`
     :param kernel: of the run that goes on; :param shares: likewise
     :raises InputError: bf16 with a kernel that has none, or processes on a GPU
     """
@@ -72,7 +74,6 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
         why = f"engine.kernel = {wanted!r} cannot run here: {refused[wanted]}; {name} in its place"
     elif wanted:
         name, why = wanted, "as the run began" if kernel else "engine.kernel"
-    seconds = rounds * _round_seconds(engine)
     if settings.bf16 and name != "loop":
         raise InputError(
             f"engine.bf16 goes with the kernel 'loop' alone, and this model is trained with {name!r} ({why}); set "
@@ -83,8 +84,9 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
             f"engine.workers = {settings.workers}, but a GPU is shared by no processes; leave workers out, or set "
             "run.device = 'cpu'"
         )
-    crew = device.type == "cpu" and seconds >= _CREW_SECONDS
-    workers = settings.workers or (0 if settings.name == "ray" else _cores() if crew else 1)
+    enough = name == "native" and cores() <= _MOST_THREADS  # threads of this process train as fast as other processes
+    crew = device.type == "cpu" and seconds >= _CREW_SECONDS and not enough
+    workers = settings.workers or (0 if settings.name == "ray" else cores() if crew else 1)
     chunk = settings.chunk or min(chunk_of(task, name, device) for task in tasks)
     return Choice(
         kernel=name,
@@ -97,10 +99,12 @@ def choose(settings: EngineSettings, engine: Engine, rounds: int, kernel: str = 
     )
 
 
-def worth_a_trial(settings: EngineSettings, engine: Engine, rounds: int) -> bool:
-    """Whether kernels should be compared before the first round."""
-    mine = settings.kernel == "auto" and not settings.bf16 and not settings.gpus
-    return mine and rounds * _round_seconds(engine) >= _TRIAL_SECONDS
+def worth_a_trial(settings: EngineSettings, seconds: float, choice: Choice) -> bool:
+    """Whether kernels should be compared before the first round of a run that takes so long on one core: not where
+    the rule has found the one that is the fastest wherever it runs.
+    """
+    free = settings.kernel == "auto" and not settings.bf16 and not settings.gpus
+    return free and choice.kernel != "native" and seconds >= _TRIAL_SECONDS
 
 
 def tried(choice: Choice, settings: EngineSettings, engine: Vectorized, tell: Callable[[str], None] | None) -> Choice:
@@ -126,22 +130,23 @@ def chunk_of(task: Task, kernel: str, device: torch.device) -> int:
     """Devices per chunk: their models together stay in a processor's cache, or fill a small part of a GPU."""
     if kernel not in BATCHED:
         return _IN_TURN
-    room = _GPU_BYTES if device.type == "cuda" else _CACHE_BYTES
+    room = _GPU_BYTES if device.type == "cuda" else _ONE_BY_ONE_BYTES if kernel == "native" else _CACHE_BYTES
     return min(max(4, room // max(1, nbytes(task.init()))), _MOST_AT_ONCE)
 
 
 def _rule(tasks: Sequence[Task], device: torch.device, refused: dict[str, str]) -> tuple[str, str]:
-    modules = [m for t in tasks for m in t.module.modules()]
-    if any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in modules):
+    if any(recurs(task.module) for task in tasks):
         return "loop", "recurrent layers have no batched form"
+    if not refused["native"]:
+        return "native", "a chain of layers that C code knows"
     if not refused["fused"]:
         return "fused", "a chain of dense layers"
-    if device.type == "cpu" and any(isinstance(m, _CONVOLUTIONS) for m in modules):
+    if device.type == "cpu" and any(convolves(task.module) for task in tasks):
         return "loop", "convolutions of many models at once are slow on a processor"
     return "vmap", "a model of other layers than dense ones" if device.type == "cpu" else "many models at once"
 
 
-def _round_seconds(engine: Engine) -> float:
+def round_seconds(engine: Engine) -> float:
     """Roughly how long one core trains for one round."""
     plan, some = engine.plan, np.linspace(0, engine.topology.devices - 1, 100).astype(np.int64)
     samples = float(plan.work(some, engine.algorithm).mean())
@@ -166,13 +171,13 @@ def visits(engine: Engine) -> float:
     return polled
 
 
-def _cores() -> int:
+def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _seconds(engine: Vectorized, name: str, device: torch.device) -> float:
-    """Seconds per device of a few steps with a kernel, the second time."""
+    """Seconds per device of a few steps with a kernel, the second time; infinite where vmap cannot map the model."""
     kind = engine.kind(0)
     chunk = chunk_of(engine.tasks[kind], name, device)
     same = np.flatnonzero(engine.plan.widths[:1000] == engine.plan.width(0))
@@ -189,7 +194,12 @@ def _seconds(engine: Vectorized, name: str, device: torch.device) -> float:
     start = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        place.visit(job, messages, states)
+        try:
+            place.visit(job, messages, states)
+        except RuntimeError:
+            if name not in BATCHED:
+                raise
+            return math.inf
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / len(ids)

@@ -20,13 +20,18 @@ from typer.core import TyperGroup
 from tierfed import __version__
 from tierfed import config as configs
 from tierfed.catalog import catalog
+from tierfed.compare_command import compare
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
+from tierfed.deploy.commands import cloud, device, fog, health, up
+from tierfed.deploy.keys_command import keys
+from tierfed.deploy.units import units
 from tierfed.errors import InputError, nearest
 from tierfed.export_command import export
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
 from tierfed.loop import default_folder, refuse_existing
 from tierfed.options import Address, Engine, elsewhere, load, numbers, single_run
+from tierfed.output import err, folded, listing, out, say
 from tierfed.pipeline import personalize as personalize_run
 from tierfed.pipeline import resume as resume_run
 from tierfed.pipeline import run as run_one
@@ -38,6 +43,7 @@ from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, re
 from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
 from tierfed.setup import World, prepare
+from tierfed.ui_command import ui
 
 
 class Commands(TyperGroup):
@@ -62,10 +68,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Hierarchical, personalized federated learning: global, team and personal models over a tree.",
 )
-# a pipe has no width: lines are as long as they need to be
-out = Console(width=None if sys.stdout.isatty() else 1000)
-err = Console(stderr=True)
-
 Source = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A TOML file or a preset (quickstart, har, fmnist-shards).")
 ]
@@ -261,7 +263,9 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     listing("Data sets", rows, as_json)
 
 
-app.command()(export)
+app.add_typer(keys, name="keys")
+for command in (export, compare, ui, cloud, fog, device, up, health, units):
+    app.command()(command)
 
 
 @app.command("reproduce")
@@ -350,31 +354,6 @@ def stopped(folder: Path, hint: str = "") -> NoReturn:
         hint = f"go on with: tierfed resume {shlex.quote(str(folder))}" if begun else "nothing was written"
     err.print(f"stopped; {hint}", soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(130)
-
-
-def say(value: Any) -> None:
-    """JSON for a program: the only thing on the standard output."""
-    typer.echo(json.dumps(value, indent=2))
-
-
-def folded(table: Table) -> Table:
-    """The same table, broken into more lines rather than cut off where a terminal is narrow."""
-    for column in table.columns:
-        column.overflow = "fold"
-    return table
-
-
-def listing(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    """A table of rows with the same keys."""
-    if as_json:
-        say(rows)
-        return
-    table = Table(title=title, title_justify="left")
-    for key in rows[0]:
-        table.add_column(key, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("yes" if v is True else "no" if v is False else str(v)) for v in row.values()))
-    out.print(table)
 
 
 def _facts(name: str, facts: dict[str, Any]) -> Table:

@@ -12,6 +12,7 @@ import tomli_w
 from tierfed.augment import AugmentSettings
 from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
+from tierfed.deployment import DeploySettings
 from tierfed.errors import InputError, nearest
 from tierfed.faults import Faults
 from tierfed.offload import OffloadSettings
@@ -47,7 +48,7 @@ class EngineSettings:
     name: Literal["auto", "serial", "vectorized", "ray"] = "auto"
     """serial: one node after the other, every message through the codec, the reference; ray: vectorized, devices being
     trained by Ray workers on any number of machines; "auto": vectorized, where the run allows it."""
-    kernel: Literal["auto", "loop", "vmap", "fused", "compile", "graphs"] = "auto"
+    kernel: Literal["auto", "loop", "vmap", "fused", "native", "compile", "graphs"] = "auto"
     """How the vectorized engine trains: loop, one device after the other; vmap, many models as one; fused, by hand for
     chains of dense layers; compile, vmap through torch.compile; graphs, CUDA graphs of fused. "auto": by the kind of
     the model, and by a trial where a run takes longer than a minute."""
@@ -165,6 +166,7 @@ class Config:
     offload: OffloadSettings = field(default_factory=OffloadSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    deploy: DeploySettings = field(default_factory=DeploySettings)
     personalize: PersonalizeSettings = field(default_factory=PersonalizeSettings)
     start: StartSettings = field(default_factory=StartSettings)
     grid: GridSettings = field(default_factory=GridSettings)

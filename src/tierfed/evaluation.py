@@ -1,7 +1,7 @@
 """Evaluated models on test data: the scores of every device, or of a sample of the devices."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -63,25 +63,35 @@ def evaluate(
     :param tell: is told after two seconds how far it is, and after twice as long each time
     """
     order = _ordered(engine, devices[[len(test[i]) > 0 for i in devices]], test)
-    parts: list[Found] = []
+    parts: dict[tuple[str, str], list[Scores]] = {}
     began, wait, done = time.monotonic(), _SECONDS, 0
     for cohort in cohorts(engine, order, post, chunk):
-        parts += scored(engine, test, kind, cohort)
+        for key, part in scored(engine, test, kind, cohort):
+            parts.setdefault(key, []).append(part)
         done += len(cohort.devices)
         if tell is not None and time.monotonic() - began > wait:
             tell(f"evaluating: {done:,} of {len(order):,} devices")
             wait *= 2
-    return gathered(parts)
+    return found(parts)
 
 
-def gathered(parts: Iterable[Found]) -> Found:
-    """Scores of different devices as one."""
-    found: dict[str, dict[str, list[Scores]]] = {}
-    for part in parts:
-        for model, metrics in part.items():
-            for metric, scores in metrics.items():
-                found.setdefault(model, {}).setdefault(metric, []).append(scores)
-    return {m: {k: _joined(s) for k, s in found[m].items()} for m in MODELS if m in found}
+def scored(
+    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort
+) -> Iterator[tuple[tuple[str, str], Scores]]:
+    """(model, metric) and scores of some of the devices of a cohort at a time."""
+    for ids, name, scores in _scored(engine, test, kind, cohort):
+        for metric, values in scores.items():
+            yield (name, metric), Scores(ids, values)
+
+
+def found(parts: Mapping[tuple[str, str], list[Scores]]) -> Found:
+    """Scores of different devices by (model, metric), put together."""
+    out: Found = {}
+    for name in MODELS:
+        for (model, metric), scores in parts.items():
+            if model == name:
+                out.setdefault(name, {})[metric] = _joined(scores)
+    return out
 
 
 def _ordered(engine: Engine, devices: Ints, test: Sequence[Ints]) -> Ints:
@@ -130,8 +140,10 @@ class _Run(NamedTuple):
         return self[1:3] == other[1:3] and self.stacked == other.stacked and same(self.params, other.params)
 
 
-def scored(engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort) -> Iterator[Found]:
-    """Scores of the models of a cohort, of one model of some of the devices at a time."""
+def _scored(
+    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort
+) -> Iterator[tuple[Ints, str, dict[str, Floats]]]:
+    """Devices [n], model, metric -> mean over the samples of each device [n]; for some devices at a time."""
     task = engine.task(int(cohort.devices[0]))
     sizes = np.array([len(test[i]) for i in cohort.devices], np.int64)
     each = {
@@ -159,7 +171,7 @@ def scored(engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort) -> 
         for run, total in zip(runs, sums, strict=True):
             n = torch.from_numpy(sizes[begin + run.low : begin + run.high]).to(engine.plan.dtype)
             means = {k: (torch.from_numpy(v).to(n.dtype) / n).double().numpy() for k, v in total.items()}
-            yield {run.name: {k: Scores(ids[run.low : run.high], v) for k, v in means.items()}}
+            yield ids[run.low : run.high], run.name, means
 
 
 def _cuts(sizes: Ints, most: int) -> list[int]:

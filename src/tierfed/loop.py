@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +14,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from tierfed.augment.gan import Tell
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
 from tierfed.config import Config, GridSettings, from_table, load_config, read, to_toml
-from tierfed.data import Dataset
+from tierfed.data import Dataset, Federation
 from tierfed.disk import disk_error
+from tierfed.engine import Engine
 from tierfed.errors import InputError
-from tierfed.evaluation import kind
+from tierfed.evaluation import evaluate, kind
 from tierfed.frames import dataset
 from tierfed.metrics import Row, Scores, main_metric, write_atomic
 from tierfed.result import Progress, Result, Watcher
-from tierfed.session import HERE, Means, Session, on_disk
+from tierfed.session import Scorer, Session, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
 from tierfed.store import DiskStore, MemoryStore
@@ -41,6 +43,19 @@ __all__ = [
     "run",
 ]
 
+
+class Over(NamedTuple):
+    """Where rounds are walked: in this process, or by others."""
+
+    engine: Callable[[World, DiskStore | MemoryStore, Tell | None], Engine]
+    score: Scorer
+    federation: Federation | None = None
+    """Who holds what, in the place of [data]."""
+    check: Callable[[World], None] = lambda world: None
+    """Raises InputError where they cannot, before anything is written."""
+
+
+HERE = Over(World.engine, evaluate)
 GIVEN = "given:"  # in the place of a name in a config: what the caller had at hand
 
 
@@ -52,7 +67,7 @@ def run(
     watch: Watcher | None = None,
     folder: bool = True,
     before: Result | None = None,
-    means: Means = HERE,
+    over: Over = HERE,
 ) -> Result:
     """Trains one run from the start; of a config with [personalize] the training alone.
 
@@ -64,7 +79,7 @@ def run(
     :param watch: is told after every round
     :param folder: write the run folder; without it nothing outlives the process
     :param before: a run in this process, in the place of the folder start.run
-    :param means: who computes it
+    :param over: where rounds are walked
     :raises InputError: anything in the config that does not fit; the folder exists; the disk is full
     """
     config, data = with_given(replace(load_config(config), grid=GridSettings()), data, module)
@@ -72,11 +87,13 @@ def run(
     if folder:
         config = replace(config, run=replace(config.run, out=str(path)))
         refuse_existing(path)
-    world = prepare(config, data, module, tell=_teller(config, path if folder else None, watch))
+    tell = _teller(config, path if folder else None, watch)
+    world = prepare(config, data, module, federation=over.federation, tell=tell)
+    over.check(world)
     baseline = read_baseline(world)
     start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:
-        return _loop(world, MemoryStore(), None, [], [], watch, baseline, start, means)
+        return _loop(world, MemoryStore(), None, [], [], watch, baseline, start, over)
     make_folder(path)
     store = None
     try:
@@ -84,7 +101,7 @@ def run(
             write_atomic(path / "config.toml", to_toml(config))
         store = DiskStore(path / "state", world.device)
         keep_begun(store, world, module)
-        return _loop(world, store, path, [], [], watch, baseline, start, means)
+        return _loop(world, store, path, [], [], watch, baseline, start, over)
     except InputError:
         if store is None or not store.meta:  # not even the first commit: nothing that could be resumed
             shutil.rmtree(path, ignore_errors=True)
@@ -102,13 +119,14 @@ def resume(
     data: Any = None,
     module: nn.Module | None = None,
     watch: Watcher | None = None,
-    means: Means = HERE,
+    over: Over = HERE,
 ) -> Result:
     """Goes on with a run after its last committed round; the same bits as if it had never stopped.
 
     :param rounds: another number of rounds than the run was begun with
     :param engine: keys of [engine] that are other ones from now on: name, workers, address, gpus
-    :param data: what was given to `run`; :param module: the same; :param means: the same
+    :param data: what was given to `run`; :param module: the same
+    :param over: where rounds are walked
     :raises InputError: no run folder, another config, data or model than the run began with, a damaged checkpoint,
         another process at work on it, private states that are elsewhere
     """
@@ -123,7 +141,7 @@ def resume(
     store = DiskStore(path / "state")
     try:
         check_config(store, path, config)
-        if store.meta.get("elsewhere") and means is HERE:
+        if store.meta.get("elsewhere") and over is HERE:
             raise InputError(f"the run in {path} cannot go on here: {store.meta['elsewhere']}")
         if module is not None:
             module = as_begun(store, module)
@@ -131,6 +149,7 @@ def resume(
             config,
             data,
             module,
+            federation=over.federation,
             begun=begun_with(store),
             computed=store.meta.get("computed"),
             tell=_teller(config, path, watch),
@@ -145,7 +164,7 @@ def resume(
             keep_begun(store, world, module)
         start = None if store.meta else _left(world, data, module)
         rows, happened = replay(store)
-        return _loop(world, store, path, rows, happened, watch, baseline, start, means)
+        return _loop(world, store, path, rows, happened, watch, baseline, start, over)
     finally:
         store.close()
 
@@ -301,11 +320,10 @@ def _loop(
     watch: Watcher | None,
     baseline: Scores | None,
     start: Start | None,
-    means: Means,
+    over: Over,
 ) -> Result:
-    config, engine = world.config, means.engine(world, store, _teller(world.config, path, watch))
-    constant = identity(world)
-    session = Session(world, engine, store, path, rows, happened, watch, baseline, constant, start, means.evaluate)
+    config, engine = world.config, over.engine(world, store, _teller(world.config, path, watch))
+    session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world), start, over.score)
     before = torch.get_num_threads()
     torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
     interrupted, first = False, int(store.meta.get("round", 0))

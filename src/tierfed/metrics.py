@@ -141,8 +141,8 @@ def summarize(
     value, weight = value[weight > 0], weight[weight > 0]
     if not value.size:
         return dict.fromkeys(STATISTICS, math.nan)
-    ranked = _from_worst(value, higher_is_better)
-    count = max(1, math.ceil(worst_share * value.size - 1e-9))
+    ranked = value[from_worst(value, higher_is_better)]
+    count = worst_count(value.size, worst_share)
     # inf - inf is a NaN that the reader should see, not a warning
     with np.errstate(invalid="ignore", over="ignore"):
         numbers = (
@@ -155,10 +155,15 @@ def summarize(
     return {name: float(number) for name, number in zip(STATISTICS, numbers, strict=True)}
 
 
-def _from_worst(value: Floats, higher_is_better: bool) -> Floats:
-    """The scores ordered from the worst to the best, NaN first."""
+def from_worst(value: Floats, higher_is_better: bool) -> npt.NDArray[np.int64]:
+    """The places of scores [N] from the worst to the best, NaN first."""
     signed = value if higher_is_better else -value
-    return value[np.argsort(np.where(np.isnan(signed), -np.inf, signed), kind="stable")]
+    return np.argsort(np.where(np.isnan(signed), -np.inf, signed), kind="stable")
+
+
+def worst_count(devices: int, share: float = 0.1) -> int:
+    """How many devices are the worst `share` of them: rounded up, one at least."""
+    return max(1, math.ceil(share * devices - 1e-9))
 
 
 def _interpolate(ranked: Floats, position: float) -> float:

@@ -16,7 +16,6 @@ from tierfed.peers import PEER_LINK
 from tierfed.setup import World
 from tierfed.task import Task
 from tierfed.transfers import Transfer
-from tierfed.tree import Tree
 
 _ALL_COUNTED, _COUNTED = 10_000, 1_000  # devices whose labels are counted for reports: all, or of more so many
 NOT_MEASURED = -1.0  # of a trace, see `Tier.traces`
@@ -84,19 +83,16 @@ def trace_rows(world: World, engine: Engine, round_: int, log: RoundLog) -> list
     """The scalars that algorithm and tiers want to be seen, of the nodes that this round visited."""
     rows = []
     for i in sorted({int(i) for v in log.visits for i in v.devices}):
-        own, name = engine.own(i), world.federation.devices[i]
-        rows += _traces(round_, "device", name, own, engine.algorithm.traces)
+        rows += _traces(round_, "device", world.federation.devices[i], engine.traced(engine.depth, i))
     for depth, tier in enumerate(engine.tiers):
         nodes = sorted({int(i) for b in log.bursts if b.depth == depth for i in b.parents})
         for node in nodes if tier.traces else ():
-            kept = engine.kept(depth, node)
             name = "cloud" if depth == 0 else node_name(world, depth, node)
-            rows += _traces(round_, world.topology.levels[depth], name, kept, tier.traces)
+            rows += _traces(round_, world.topology.levels[depth], name, engine.traced(depth, node))
     return rows
 
 
-def _traces(round_: int, tier: str, node: str, state: Tree, names: tuple[str, ...]) -> list[Row]:
-    values = {t: float(state[t]) for t in names if t in state}
+def _traces(round_: int, tier: str, node: str, values: dict[str, float]) -> list[Row]:
     return [Row(round_, tier, node, "", "", t, v) for t, v in values.items() if v != NOT_MEASURED]
 
 
@@ -199,11 +195,13 @@ def headline(rows: list[Row]) -> dict[str, float]:
 
 
 def device_table(world: World) -> pa.Table:
-    """The table of devices: name, first team, samples, label counts; with different models also which one. Of many
+    """The table of devices: name, first team, samples, label counts; in a tree with more
+    levels also the nodes above the team, with different models also which one. Of many
     devices, the labels of some are counted.
     """
     f, n = world.federation, len(world.federation)
-    counted = evenly(n, n if n <= _ALL_COUNTED else _COUNTED)
+    most = n if n <= _ALL_COUNTED else _COUNTED
+    counted = evenly(n, 0 if world.config.deploy.devices else most)  # whose labels nobody else knows
     counts: list[list[int] | None] = [None] * n
     for i, row in zip(counted.tolist(), f.label_counts(devices=counted).tolist(), strict=True):
         counts[i] = row
@@ -216,9 +214,19 @@ def device_table(world: World) -> pa.Table:
         "test": pa.array(f.sizes("test")),
         "counts": pa.array(counts, pa.list_(pa.int64())),
     }
+    if world.topology.depth > 2:
+        paths = [_above(world, k) for k in range(world.topology.nodes[-1])]
+        columns["above"] = pa.array(paths, pa.list_(pa.string())).take(pa.array(world.topology.parents[-1]))
     if world.kinds is not None:
         columns["model"] = pa.array(world.kind_names, pa.string()).take(pa.array(world.kinds))
     return pa.table(columns)
+
+
+def _above(world: World, team: int) -> list[str]:
+    """The nodes between the cloud and a team, from the cloud down."""
+    depth = world.topology.depth - 1
+    at = np.array([team])
+    return [node_name(world, d, int(world.topology.ancestor(depth, at, d)[0])) for d in range(1, depth)]
 
 
 def task_summary(task: Task) -> dict[str, int]:

@@ -6,11 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tierfed.augment.gan import Tell
 from tierfed.config import Config
 from tierfed.cost import RoundCost
 from tierfed.disk import disk_error
@@ -36,13 +35,15 @@ from tierfed.result import Progress, Watcher
 from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.start import Start
-from tierfed.store import DiskStore, MemoryStore, Store
+from tierfed.store import DiskStore, MemoryStore
 from tierfed.ties import TieRecord
 from tierfed.topology import Topology
 from tierfed.transfers import Transfer, awaited, bursts, roads
 
 BEGUN = "begun"  # the table of the tree that the first round begins with, as `tierfed.engine.base.PARENTS`
 _EXPORT_SECONDS = 10.0
+Scorer = Callable[..., Found]
+"""Scores of evaluated models, as `tierfed.evaluation.evaluate`."""
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
 
 
@@ -51,6 +52,7 @@ def fingerprint(config: Config) -> str:
     tables = table(config)
     tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
     tables.pop("eval")
+    tables.pop("deploy")  # where processes are
     # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
     tables["start"].pop("run", None)
     tables["data"].pop("dir", None)
@@ -59,18 +61,6 @@ def fingerprint(config: Config) -> str:
     if tables["engine"]["name"] in ("vectorized", "ray"):  # the same bits; what "auto" is depends on what else is here
         tables["engine"]["name"] = "auto"
     return json.dumps(tables, sort_keys=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """Who computes a run: the engine of its world, in this process, or others that bring their own."""
-
-    engine: Callable[[World, Store, Tell | None], Engine] = World.engine
-    evaluate: Callable[..., Found] = evaluate
-    """As `tierfed.evaluation.evaluate`."""
-
-
-HERE = Means()
 
 
 class Session:
@@ -88,9 +78,9 @@ class Session:
         baseline: Scores | None,
         identity: dict[str, Any],
         start: Start | None = None,
-        judge: Callable[..., Found] = evaluate,
+        score: Scorer = evaluate,
     ) -> None:
-        self.judge = judge
+        self.score = score
         self.world, self.engine, self.store, self.path = world, engine, store, path
         self.rows, self.events, self.watch, self.baseline = rows, happened, watch, baseline
         self.start, self.pending = start, list[dict[str, Any]]()
@@ -201,7 +191,7 @@ class Session:
         """Scores and statistics after a round."""
         drawn = evaluated(self.world, number, last)
         test, post = self.world.federation.test, self.world.config.eval.post
-        found = self.judge(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
+        found = self.score(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
         return score_rows(self.world, number, found, drawn, self.baseline)
 
     def _tell(self, doing: str) -> None:

@@ -25,7 +25,7 @@ from tierfed.checks import (
     check_tree,
     machine_bytes,
 )
-from tierfed.choice import Choice, choose, tried, worth_a_trial
+from tierfed.choice import Choice, choose, cores, round_seconds, tried, worth_a_trial
 from tierfed.clock import Clock
 from tierfed.config import Config
 from tierfed.cost import Edge
@@ -100,13 +100,9 @@ class World:
         """What different architectures are called; none where all devices have the same."""
         return () if self.kinds is None else labels(self.config.model)
 
-    def engine(self, store: Store, tell: Tell | None = None, kind: type[Engine] | None = None) -> Engine:
-        """An engine over a store.
-
-        :param tell: is told what it begins beside this process
-        :param kind: in the place of that of the config
-        """
-        engine = (kind or ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name])(
+    def engine(self, store: Store, tell: Tell | None = None) -> Engine:
+        """An engine over a store. :param tell: is told what it begins beside this process"""
+        engine = ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name](
             self.algorithm,
             self.tasks,
             self.topology,
@@ -120,7 +116,7 @@ class World:
         if isinstance(engine, Vectorized):
             engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
             engine.shares = self.choice.shares
-            engine.bf16 = self.choice.bf16
+            engine.bf16, engine.threads = self.choice.bf16, self.config.run.threads or cores()
         if isinstance(engine, Vectorized) and self.engine_name == "ray":
             asked = self.config.engine
             engine.hire = partial(RayCrew, workers=asked.workers, address=asked.address, gpus=asked.gpus, tell=tell)
@@ -141,6 +137,7 @@ def prepare(
     data: Dataset | None = None,
     module: nn.Module | None = None,
     *,
+    federation: Federation | None = None,
     begun: Mapping[str, Params] | None = None,
     computed: Mapping[str, Any] | None = None,
     draft: bool = False,
@@ -150,6 +147,7 @@ def prepare(
 
     :param data: a data set at hand, in the place of data.source
     :param module: a model at hand, in the place of model.name
+    :param federation: who holds what, in the place of [data]
     :param begun: `World.begun` of the run that goes on
     :param computed: how the run that goes on was computed: its kernel, and the shares of a cohort
     :param draft: nothing is trained here and no sample generated: a world to look at, not to run
@@ -163,7 +161,7 @@ def prepare(
     device = choose_device("cpu" if config.engine.name == "ray" else config.run.device)
     dtype = cast("torch.dtype", getattr(torch, config.run.dtype))
     seed = config.run.seed
-    federation = load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
+    federation = _held(config, data, dtype) if federation is None else federation
     check_evaluation(config, len(federation))
     outputs = len(federation.classes) or (1 if federation.y.dim() == 1 else federation.y.shape[1])
     modules, kinds = networks(config.model, federation, outputs, seed, module)
@@ -236,13 +234,25 @@ def prepare(
     return world if world.engine_name == "serial" else replace(world, choice=_choice(world, computed, draft, tell))
 
 
+def _held(config: Config, data: Dataset | None, dtype: torch.dtype) -> Federation:
+    """Who holds what, as [data] says; of a data set at hand, if there is one."""
+    if config.deploy.devices and data is None:
+        raise InputError(
+            "deploy.devices names devices with files of their own, so nobody has the data of this run in one place: "
+            "deploy it (`tierfed up`, or `tierfed cloud`, `fog` and `device`), or leave deploy.devices out"
+        )
+    seed = config.run.seed
+    return load(config.data, seed, dtype) if data is None else federate(data, config.data, seed, dtype)
+
+
 def _choice(world: World, computed: Mapping[str, Any] | None, draft: bool, tell: Tell | None) -> Choice:
     """How the visits of a run are computed."""
     settings, rounds, engine = world.config.engine, world.config.run.rounds, world.engine(MemoryStore())
-    choice = choose(settings, engine, rounds, **(computed or {}))
+    seconds = rounds * round_seconds(engine)
+    choice = choose(settings, engine, seconds, **(computed or {}))
     if choice.gave_way and tell is not None:
         tell(choice.why)
-    if computed or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, engine, rounds):
+    if computed or draft or not isinstance(engine, Vectorized) or not worth_a_trial(settings, seconds, choice):
         return choice
     alone = threads(world.config, [t.module for t in world.tasks])
     with on_threads(alone if choice.workers == 1 else 1):  # as many as it will have

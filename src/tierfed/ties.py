@@ -51,7 +51,7 @@ class TieRecord:
         found, happened = list[Ties](), list[dict[str, Any]]()
         for depth, tier in enumerate(engine.tiers):
             level = engine.reach(depth)
-            watched = tier.sees and type(tier).ties is not Tier.ties
+            watched = tier.sees and type(tier).ties is not Tier.ties and engine.keeps(depth)
             for node in range(engine.topology.nodes[depth]) if watched else ():
                 children = engine.topology.below(depth, node, level)
                 if len(children) > MOST:

@@ -1,19 +1,22 @@
 """Small configs, the command line in this process or in one of its own, and what a run folder holds bit by bit."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
 import pytest
 
+import zygote
 from tierfed import cli
+from zygote import Child
 
 DEVICES, ROWS, FEATURES = 8, 20, 5
 SOURCE = Path(cli.__file__).parent.parent
@@ -131,43 +134,76 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def process(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`python -m tierfed` to its end, as a real process."""
+def process(folder: Path, *arguments: str, file_size: int | None = None) -> "subprocess.CompletedProcess[str]":
+    """`python -m tierfed` to its end, as a real process that is forked from one with its imports.
+
+    :param file_size: bytes that a file can have at most, as on a full disk
+    """
+    command = ("-m", "tierfed", *arguments)
+    with zygote.start(*command, cwd=folder, env=environment(), file_size=file_size) as child:
+        out, err = child.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, child.wait(), out, err)
+
+
+def interpreter(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`python -m tierfed` to its end, in a new interpreter as a user has it."""
     command = [sys.executable, "-m", "tierfed", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=120, **options
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=120
     )
 
 
-def begin(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """`python -m tierfed` in a process group of its own, under way.
+_begun: list[Child] = []
 
-    It hears Ctrl-C, though a background job of a script, as CI may be, has children that ignore it.
+
+def begin(folder: Path, *arguments: str) -> Child:
+    """`python -m tierfed` in a session of its own, under way; it never runs away from who reads its output.
+
+    It waits at each line until the one before was read: after `wait_for` it is at most two lines further, however slow
+    or fast the machine is.
     """
-    return subprocess.Popen(
-        [sys.executable, "-m", "tierfed", *arguments],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  one call, no lock
-    )
+    child = zygote.start("-m", "tierfed", *arguments, cwd=folder, env=environment(), in_step=True)
+    _begun.append(child)
+    return child
 
 
-def wait_for(child: "subprocess.Popen[str]", text: str) -> None:
-    """Until a line of the standard output holds a text."""
-    stream: IO[str] | None = child.stdout
-    assert stream is not None
-    for line in stream:
-        if text in line:
-            return
-    errors = child.stderr.read() if child.stderr else ""
-    raise AssertionError(f"{text!r} never came; {errors}")
+def end_all() -> None:
+    """Ends what a test has begun and left, as one that fails does."""
+    while _begun:
+        _begun.pop().close()
 
 
-def kill(child: "subprocess.Popen[str]", after_seconds: float = 0.0) -> None:
+def wait_for(child: Child, text: str) -> str:
+    """The first line of the standard output that holds a text."""
+    return wait_until(child, lambda line: text in line, text)
+
+
+def wait_for_round(child: Child, at_least: int, of: str = "") -> int:
+    """Until it tells of a round of a run, or of a later one; which one it is.
+
+    A killed process may have committed more than it has told, and who goes on tells of the next one only.
+    """
+    tells = re.compile(rf"{re.escape(of)}: round (\d+)/" if of else r": round (\d+)/")
+
+    def there(line: str) -> bool:
+        found = tells.search(line)
+        return found is not None and int(found[1]) >= at_least
+
+    found = tells.search(wait_until(child, there, f"round {at_least} or a later one"))
+    assert found is not None
+    return int(found[1])
+
+
+def wait_until(child: Child, holds: Callable[[str], bool], what: str) -> str:
+    """The first line of the standard output of which something holds."""
+    for line in child.stdout:
+        if holds(line):
+            return line
+    _, errors = child.communicate(timeout=30)
+    raise AssertionError(f"{what!r} never came; {errors}")
+
+
+def kill(child: Child, after_seconds: float = 0.0) -> None:
     """kill -9."""
     time.sleep(after_seconds)
     child.send_signal(signal.SIGKILL)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tierfed
-from cli.shell import TOY, Shell, process, toy_arrays
+from cli.shell import TOY, Shell, interpreter, process, toy_arrays
 from tierfed.data import sources
 from tierfed.data.download import Remote
 
@@ -332,7 +332,7 @@ def test_a_second_process_on_one_run(shell: Shell, half: Path) -> None:
 
 
 def test_a_real_process(shell: Shell) -> None:
-    done = process(shell.folder, "run", "toy.toml", "--set", "algorithm.lrr=1", "--out", "r")
+    done = interpreter(shell.folder, "run", "toy.toml", "--set", "algorithm.lrr=1", "--out", "r")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: algorithm has no setting 'lrr'; did you mean 'lr'?\n"

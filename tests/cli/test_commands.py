@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cli.shell import Shell, process, records
+from cli.shell import Shell, interpreter, process, records
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 SHORT = ("--set", "run.rounds=2", "--no-report")
@@ -201,7 +201,7 @@ def test_preset(shell: Shell, preset: str) -> None:
 
 def test_piped_output_is_plain(shell: Shell) -> None:
     """A real pipe, with the strongest wish for colors that an environment can have short of forcing them."""
-    done = process(shell.folder, "run", "toy.toml", "--out", "r", *SHORT)
+    done = interpreter(shell.folder, "run", "toy.toml", "--out", "r", *SHORT)
     assert done.returncode == 0
     assert done.stderr == ""
     assert not CONTROL.search(done.stdout)
@@ -268,7 +268,7 @@ def _accuracy() -> Any:
 def test_grid_of_own_algorithms_in_processes(shell: Shell) -> None:
     (shell.folder / "my_grid.py").write_text(OWN)
     grid = ("-a", "my_grid:Mine,fedavg", "--set", "run.jobs=2", "--out", "g", "--json", *SHORT)
-    done = process(shell.folder, "run", "toy.toml", *grid)
+    done = interpreter(shell.folder, "run", "toy.toml", *grid)
     assert done.returncode == 0, done.stderr
     assert set(told(done.stdout)["runs"]) == {"my_grid.Mine-s0", "fedavg-s0"}
 

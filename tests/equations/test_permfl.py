@@ -53,6 +53,8 @@ def test_T24_one_step_by_hand(kind: str) -> None:
     assert [engine.own(i)["theta"]["w"].item() for i in range(4)] == pytest.approx([2.5, 2.8, 2.7, 3.2], abs=1e-14)
     assert [engine.kept(1, k)["params"]["w"].item() for k in range(2)] == pytest.approx([2.92, 3.0], abs=1e-14)
     assert cloud(engine)["w"].item() == pytest.approx(2.964, abs=1e-14)
+    assert [engine.own(i)["tie"].item() for i in range(4)] == pytest.approx([0.5, 0.2, 0.3, 0.2], abs=1e-14)
+    assert [engine.kept(1, k)["tie"].item() for k in range(2)] == pytest.approx([0.08, 0.0], abs=1e-14)
     mine, *_ = models(engine, np.arange(4), post=False)
     assert mine.team is not None
     assert (mine.personal_pre["w"].item(), mine.team["w"].item()) == pytest.approx((2.5, 2.92), abs=1e-14)

@@ -24,7 +24,7 @@ TRAINING = [
     for name in CASES
     if VARIANTS.get(name, (name,))[0] not in LINEAR and fits(name, "4 tiers") and _trains(CASES[name])
 ]
-KERNELS = {"fused": "vectorized", "loop": "serial"}  # kernel: the engine that it is for
+KERNELS = {"fused": "vectorized", "native": "vectorized", "loop": "serial"}  # kernel: the engine that it is for
 
 
 def test_there_are_cases() -> None:

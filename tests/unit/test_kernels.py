@@ -1,6 +1,7 @@
 """Every kernel does what `data.fold(task.step)` does, to rounding, whatever model, operands and data are."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -14,7 +15,7 @@ from torch.func import vmap
 from support import gap, toy_net, toy_plan, toy_task
 from tierfed.algorithm import Data
 from tierfed.errors import InputError
-from tierfed.kernels import BATCHED, KERNELS, compiled, equipped, fused, refusal
+from tierfed.kernels import BATCHED, KERNELS, call, compiled, equipped, fused, native, refusal
 from tierfed.models import MODELS, build_model
 from tierfed.offload import SplitTask
 from tierfed.task import LOSSES, Task, cross_entropy
@@ -47,6 +48,35 @@ def chains(draw: st.DrawFn) -> nn.Sequential:
 
 
 @st.composite
+def pictured(draw: st.DrawFn) -> nn.Sequential:
+    """Up to two convolutions with pools, norms and ReLU in any order, then dense layers; samples come as [2, 9, 7]."""
+    layers: list[nn.Module] = []
+    channels, size, seed = 2, (9, 7), draw(st.integers(0, 10**6))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for _ in range(draw(st.integers(1, 2))):
+            following, window = draw(st.integers(1, 9)), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+            padding = tuple(draw(st.integers(0, k - 1)) for k in window)
+            layers.append(nn.Conv2d(channels, following, window, padding=padding, bias=draw(st.booleans())))
+            channels = following
+            size = tuple(n + 2 * p - k + 1 for n, p, k in zip(size, padding, window, strict=True))
+            for kind in draw(st.permutations(["norm", "relu", "pool"])):
+                if kind == "pool" and min(size) >= 3 and draw(st.booleans()):
+                    k, stride = draw(st.integers(2, 3)), draw(st.integers(1, 3))
+                    layers.append(nn.MaxPool2d(k, stride))
+                    size = tuple((n - k) // stride + 1 for n in size)
+                elif kind != "pool" and draw(st.booleans()):
+                    layers.append(nn.ReLU() if kind == "relu" else nn.BatchNorm2d(channels, affine=draw(st.booleans())))
+        width = channels * size[0] * size[1]
+        layers.append(nn.Flatten())
+        if draw(st.booleans()):
+            layers += [nn.Linear(width, 5), nn.ReLU()]
+            width = 5
+        layers.append(nn.Linear(width, 3))
+    return nn.Sequential(*layers).double()
+
+
+@st.composite
 def norms(draw: st.DrawFn, width: int) -> nn.BatchNorm1d:
     momentum, eps = draw(st.sampled_from([0.1, 0.7])), draw(st.sampled_from([1e-3, 0.1]))
     affine, tracked = draw(st.booleans()), draw(st.booleans())
@@ -59,7 +89,7 @@ def norms(draw: st.DrawFn, width: int) -> nn.BatchNorm1d:
 class World:
     """A call of train for some devices: a function of (task, place of the operands of a device)."""
 
-    def __init__(self, draw: Any, module: nn.Module) -> None:
+    def __init__(self, draw: Any, module: nn.Module, shape: tuple[int, ...] = (2, 3)) -> None:
         self.c = draw(st.integers(1, 4))
         rng = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
         self.task = Task(
@@ -73,7 +103,7 @@ class World:
         def row(n: int) -> Tensor:
             return torch.stack([torch.randperm(40, generator=rng)[:b] for _ in range(n)])
 
-        self.x = noise(40, 2, 3)
+        self.x = noise(40, *shape)
         classes = self.task.loss is cross_entropy
         self.y = torch.randint(0, 3, (40,), generator=rng) if classes else noise(40, 3)
         self.rows = row(self.c * e * s).view(self.c, e, s, b)
@@ -167,7 +197,7 @@ def _far(a: Any, b: Any) -> float:
 
 @given(st.data())
 @settings(max_examples=25, deadline=None)
-@pytest.mark.parametrize("name", ["fused", "loop"])
+@pytest.mark.parametrize("name", ["fused", "loop", "native"])
 def test_any_chain_as_its_definition(name: str, data: st.DataObject) -> None:
     world = World(data.draw, data.draw(chains()))
     wanted, task = world.serial(world.task), equipped(world.task, name)
@@ -176,6 +206,72 @@ def test_any_chain_as_its_definition(name: str, data: st.DataObject) -> None:
         patch.setattr(fused, "CACHE_BYTES", 0)
         patch.setattr(fused, "LEAST", data.draw(st.integers(1, 4)))
         assert _far(world.stacked(task), wanted) <= CLOSE
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_chain_of_pictures_as_its_definition(data: st.DataObject) -> None:
+    world = World(data.draw, data.draw(pictured()), (2, 9, 7))
+    wanted, task = world.serial(world.task), equipped(world.task, "native", threads=data.draw(st.integers(1, 3)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(call, "by_definition", None)  # what C cannot do would go step by step
+        assert _far(world.stacked(task), wanted) <= CLOSE
+
+
+class TestNative:
+    def test_a_device_is_trained_alike_whoever_is_beside_it(self) -> None:
+        net = _net(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+        task, data = Task(net.float()), _data(*_samples(3, 8, 8))
+        data = data._replace(x=data.x.float())
+        whole = _mapped(equipped(task, "native", threads=2), data)
+        for i in range(3):
+            alone = _one(equipped(task, "native"), data, i)
+            assert all(torch.equal(alone[k], whole[k][i]) for k in whole)
+
+    def test_batches_of_any_size(self) -> None:
+        """More samples than are looked up at once."""
+        task, data = Task(toy_net()), _data(*_samples(8, classes=4), batch=150)
+        assert gap(_mapped(equipped(task, "native"), data), _mapped(task, data)) <= CLOSE
+
+    def test_a_largest_value_that_is_there_twice_takes_the_gradient_once(self) -> None:
+        """One window of four equal values: the first of them gets it, as in PyTorch."""
+        net = _net(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 3))
+        x, y = torch.ones(4, 1, 2, 2).double(), torch.tensor([0, 1, 2, 0])
+        task, data = Task(net), _data(x, y)
+        assert gap(_mapped(equipped(task, "native"), data), _mapped(task, data)) <= CLOSE
+
+    @pytest.mark.parametrize(
+        ("layers", "why"),
+        [
+            ([nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.Linear(36, 3)], "found Conv2d '0'"),
+            ([nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 3)], "found Conv2d '0'"),
+            ([nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)], "found AvgPool2d '1'"),
+            ([nn.Conv2d(3, 4, 3), nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(64, 3)], "'1' has padding"),
+            ([nn.Conv2d(3, 4, 3), nn.Linear(6, 3)], "'1' is no Linear behind a Flatten"),
+            ([nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 3)], "'2' is no Linear behind"),
+        ],
+    )
+    def test_pictures_that_it_does_not_know(self, layers: list[nn.Module], why: str) -> None:
+        with pytest.raises(InputError, match=why):
+            equipped(Task(_net(*layers)), "native")
+
+    def test_a_precision_that_it_does_not_know(self) -> None:
+        assert "knows float32 and float64" in refusal("native", Task(nn.Linear(2, 3).half()), CPU)
+        assert refusal("native", toy_task(), torch.device("cuda")) == "is for processors"
+
+    def test_without_a_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """None on the path; one that fails; a cache folder that cannot be one."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        build = native._library.__wrapped__
+        monkeypatch.setenv("PATH", "")
+        assert build("float", "int32_t").startswith("needs a C compiler (none of cc, gcc, clang")
+        (tmp_path / "cc").write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")
+        (tmp_path / "cc").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert build("float", "int32_t").endswith("failed: no such flag")
+        assert list((tmp_path / "cache" / "tierfed" / "native").iterdir()) == []
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cc"))
+        assert "could not be compiled in" in build("float", "int32_t")
 
 
 class TestFused:
@@ -309,7 +405,7 @@ class TestRefusals:
         assert "needs a C++ compiler" in refusal("compile", toy_task(), CPU)
 
     def test_names(self) -> None:
-        assert KERNELS == ("loop", "vmap", "fused", "compile", "graphs")
+        assert KERNELS == ("loop", "vmap", "fused", "native", "compile", "graphs")
         with pytest.raises(InputError, match="unknown kernel 'fuse'; did you mean 'fused'"):
             refusal("fuse", toy_task(), CPU)
         with pytest.raises(InputError, match="bf16 = true with the kernel 'fused'"):
@@ -332,7 +428,7 @@ class TestEquipped:
         task, data = Task(Functional().double()), _data(*_samples(2, 3))
         assert gap(_mapped(equipped(task, "fused"), data), _mapped(task, data)) <= CLOSE
 
-    @pytest.mark.parametrize("name", ["loop", "fused"])
+    @pytest.mark.parametrize("name", ["loop", "fused", "native"])
     def test_what_a_kernel_cannot_do_goes_step_by_step(self, name: str) -> None:
         """Nothing to train; labels that the loss ignores; a model that is not whole; samples of each device's own."""
         task, data = Task(toy_net()), _data(*_samples(8, classes=4))
@@ -351,7 +447,7 @@ class TestEquipped:
 
         assert gap(own_pools(fast), own_pools(task)) <= CLOSE
 
-    @pytest.mark.parametrize("name", ["loop", "fused"])
+    @pytest.mark.parametrize("name", ["loop", "fused", "native"])
     def test_a_batch_of_one_has_no_statistics(self, name: str) -> None:
         data = _data(*_samples(8, classes=4), batch=1)
         with pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -367,7 +463,7 @@ class TestEquipped:
 
         assert gap(pairs(fast), pairs(task)) <= CLOSE
 
-    @pytest.mark.parametrize("name", ["loop", "fused"])
+    @pytest.mark.parametrize("name", ["loop", "fused", "native"])
     def test_nobody_differentiates_through_it(self, name: str) -> None:
         task, data = equipped(Task(toy_net()), name), _data(*_samples(8, classes=4))
         start = {k: v.requires_grad_() for k, v in task.init().items()}
@@ -376,7 +472,7 @@ class TestEquipped:
         with pytest.raises(InputError, match="differentiates through"):
             after["0.weight"].sum().backward()
 
-    @pytest.mark.parametrize("name", ["loop", "vmap", "fused"])
+    @pytest.mark.parametrize("name", ["loop", "vmap", "fused", "native"])
     def test_workers_get_it_by_pickle(self, name: str) -> None:
         task, data = Task(toy_net(), LOSSES["mse"]), _data(_samples(8)[0], _samples(4)[0])
         fast = equipped(task, name)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import zygote
 from laws.cases import CASES, task_of
 from laws.world import MODES, evaluated, happened, small_plan, trees
 from support import apart, gap, make_engine
@@ -58,7 +58,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_for(pids: list[int], seconds: float = 20.0) -> bool:
+def wait_for(pids: list[int], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if all(gone(p) for p in pids):
@@ -67,16 +67,20 @@ def wait_for(pids: list[int], seconds: float = 20.0) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("name", "kernel"), [("jobfed", "fused"), ("ditto", "loop"), ("scaffold", "vmap")])
-def test_as_many_workers_as_you_like_give_the_same_bits(engines: list[Vectorized], name: str, kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kernel", "workers"), [("jobfed", "fused", 3), ("ditto", "loop", 2), ("scaffold", "vmap", 2)]
+)
+def test_as_many_workers_as_you_like_give_the_same_bits(
+    engines: list[Vectorized], name: str, kernel: str, workers: int
+) -> None:
     """State of devices, stacked replies, messages of several parents, lost ones and chunks of unequal size."""
-    alone, shared = engine_of(name, 1, kernel=kernel), engine_of(name, 3, kernel=kernel)
+    alone, shared = engine_of(name, 1, kernel=kernel), engine_of(name, workers, kernel=kernel)
     engines += [alone, shared]
     logs = [[happened(e.step()) for _ in range(2)] for e in (alone, shared)]
     assert logs[0] == logs[1]
     assert apart(alone, shared) == 0.0
     assert gap(evaluated(alone), evaluated(shared)) == 0.0
-    assert len(set(pids(shared))) == 3
+    assert len(set(pids(shared))) == workers
     assert os.getpid() not in pids(shared)
 
 
@@ -128,6 +132,8 @@ class Failing(nn.Module):
         if os.getpid() != self.home:
             if self.how == "memory":
                 raise MemoryError
+            if self.how == "format":
+                raise RuntimeError("unsupported memory format")
             if self.how == "allocator":
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
             raise ZeroDivisionError("by the user")
@@ -142,35 +148,32 @@ def test_a_worker_without_memory_says_what_to_do(how: str) -> None:
     assert pids(engine) == []
 
 
-def test_an_error_in_a_visit_is_shown_with_its_place() -> None:
-    engine = engine_of("fedavg", 2, "flat", "loop", Task(Failing("otherwise").double()))
-    with pytest.raises(RuntimeError, match="ZeroDivisionError: by the user"):
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("otherwise", "ZeroDivisionError: by the user"), ("format", "RuntimeError: unsupported memory format")],
+)
+def test_an_error_in_a_visit_is_shown_with_its_place(how: str, said: str) -> None:
+    engine = engine_of("fedavg", 2, "flat", "loop", Task(Failing(how).double()))
+    with pytest.raises(RuntimeError, match=said):
         engine.step()
     assert pids(engine) == []
 
 
 PARENT = """
-import sys
+import signal
 from unit.test_processes import engine_of, pids
 engine = engine_of("fedavg", 2)
 engine.step()
 print(*pids(engine), flush=True)
-sys.stdin.read()
+signal.pause()
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(number: signal.Signals) -> None:
-    tests = str(Path(__file__).parents[1])
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *filter(None, sys.path)])},
-    )
-    with parent:
-        assert parent.stdout is not None
+    tests = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with zygote.start("-c", PARENT, cwd=tests, env=env) as parent:
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
         assert not any(gone(p) for p in workers)

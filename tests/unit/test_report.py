@@ -1,3 +1,5 @@
+import base64
+import gzip
 import io
 import json
 import re
@@ -108,7 +110,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.text, self.charts, self.loads, self.labels, self.scripts = "", [], [], [], []
-        self._script: str | None = None
+        self._script, self.library = None, ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -124,7 +126,9 @@ class Page(HTMLParser):
             self._script = None
 
     def handle_data(self, data):
-        if self._script == "application/json":
+        if self._script == "application/octet-stream":
+            self.library += data
+        elif self._script == "application/json":
             self.charts.append(json.loads(data))
         elif self._script is None:
             self.text += " ".join(data.split()) + " "
@@ -163,7 +167,9 @@ def test_report_of_a_run_shows_everything_and_loads_nothing(run):
     assert path == run / "report.html"
     got = page(path)
     assert got.loads == []
-    assert sum("plotly.js v" in s for s in got.scripts) == 1
+    library = gzip.decompress(base64.b64decode(got.library)).decode()
+    assert "plotly.js v" in library
+    assert sum("DecompressionStream" in s for s in got.scripts) == 1
     for words in ("jobfed on digits", "6 devices in 2 teams", "stopped in round 4: early (eq. 7)", "Resolved config"):
         assert words in got.text
     for title in ("Accuracy over rounds", "Loss over rounds", "Mixing weight", "Team changes", "Traffic of each round"):
@@ -315,7 +321,7 @@ def test_report_of_a_grid(grid):
     write_report(grid / "jobfed-s0")
     got = page(write_report(grid, grid / "alone.html"))
     assert got.loads == []
-    for words in ("4 algorithms on digits", "8 runs", "seeds 0, 1", "Balance of global and personal models"):
+    for words in ("4 algorithms on digits", "8 runs", "seeds 0, 1", "Balance map: global against personal models"):
         assert words in got.text
     text = (grid / "alone.html").read_text(encoding="utf-8")
     assert '<a href="jobfed-s0/report.html">jobfed-s0</a>' in text

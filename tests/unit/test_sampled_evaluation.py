@@ -319,7 +319,7 @@ def test_comparisons_of_samples(tmp_path: Path) -> None:
         to_folder(tmp_path / name, algorithm={"name": name})
     (tmp_path / "grid.json").write_text(json.dumps({"runs": names}))
     grid = GridFolder.read(tmp_path)
-    each = gains(grid.members[1])
+    each = gains(grid.members[1]).values
     assert each is not None
     local, ditto = (RunFolder.read(tmp_path / n).last_scores("personal_post") for n in names)
     assert np.array_equal(local.devices, ditto.devices)

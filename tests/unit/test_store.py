@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zygote
 from support import gap
 from tierfed.errors import InputError
 from tierfed.store import DiskStore, MemoryStore, Store, with_default
@@ -322,12 +323,14 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         DiskStore(tmp_path / "state")
 
 
-def in_child(code: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+HEAD = f"import sys\nsys.path[:0] = {sys.path!r}\nfrom pathlib import Path\n"
+
+
+def in_child(code: str) -> "subprocess.CompletedProcess[str]":
     """Python code in a process of its own, with the import paths of this one."""
-    head = f"import sys\nsys.path[:0] = {sys.path!r}\nfrom pathlib import Path\n"
-    return subprocess.run(
-        [sys.executable, "-c", head + code], capture_output=True, text=True, timeout=120, check=False, **options
-    )
+    with zygote.start("-c", HEAD + code, cwd=Path.cwd(), env=os.environ) as child:
+        out, err = child.communicate(timeout=120)
+    return subprocess.CompletedProcess(code, child.wait(), out, err)
 
 
 def test_a_full_disk_keeps_the_last_commit(tmp_path: Path) -> None:
@@ -372,9 +375,7 @@ while True:
     store.commit({{"round": r}}, [r])
     print(r, flush=True)
 """
-    head = f"import sys\nsys.path[:0] = {sys.path!r}\nfrom pathlib import Path\n"
-    with subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
+    with zygote.start("-c", HEAD + code, cwd=tmp_path, env=os.environ) as child:
         for line in child.stdout:
             if int(line) >= 15:
                 break

@@ -7,9 +7,12 @@ f~_ij(w) = min_theta { f_ij(theta) + lam/2 |theta - w|^2 }. Every team round sta
   cloud   x <- (1 - beta gamma) x + beta gamma mean_i w_i
 All means are uniform. A flat tree is the cloud over devices, coupled by lam; tiers between cloud and teams are coupled
 by gamma to both sides. Batch-norm statistics are mixed as the parameters are.
+Logged as "tie": how far a device is from its team, |theta_ij - w_i|, and a team from the cloud, |w_i - x|.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,9 +20,15 @@ from tierfed.algorithm import Algorithm, Data, Info, Tier
 from tierfed.errors import InputError
 from tierfed.settings import Count, NonNegative, Positive
 from tierfed.task import Task
-from tierfed.tree import Params, Tree, add, mix, sub
+from tierfed.tree import Params, Tree, add, dot, mix, scalar, sub, take
 
 ROUNDING = 1e-9
+
+
+def distance(a: Params, b: Params, keys: Iterable[str]) -> Tensor:
+    """|a - b| [] over some entries."""
+    apart = sub(take(a, keys), take(b, keys))
+    return dot(apart, apart).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +37,15 @@ class Envelope(Tier):
 
     down: float
     up: float = 0.0
+    keys: tuple[str, ...] = ()  # the trained entries, of a tier below another one
     weight = "children"
+    traces: ClassVar[tuple[str, ...]] = ("tie",)
 
     def init(self, params: Params) -> Tree:
-        return {"params": params}
+        return {"params": params, **({"tie": scalar(-1.0, params)} if self.keys else {})}
 
     def enter(self, kept: Tree, msg: Tree) -> Tree:
-        return {"params": msg["params"], "x": msg["params"]}
+        return {**kept, "params": msg["params"], "x": msg["params"]}
 
     def send(self, state: Tree, slot: Tensor) -> Tree:
         return {"params": state["params"]}
@@ -42,7 +53,10 @@ class Envelope(Tier):
     def absorb(self, state: Tree, up: Tree, info: Info) -> Tree:
         w = state["params"]
         new = mix(w, up["params"], self.down * info.share)
-        return {**state, "params": add(new, sub(state["x"], w), self.up) if "x" in state else new}
+        if "x" not in state:
+            return {**state, "params": new}
+        new = add(new, sub(state["x"], w), self.up)
+        return {**state, "params": new, "tie": distance(new, state["x"], self.keys)}
 
     def report(self, state: Tree) -> Tree:
         return {"params": state["params"]}
@@ -64,6 +78,7 @@ class PerMFL(Algorithm):
     """Step of the cloud; beta gamma <= 1."""
     lambda_team: NonNegative | None = None
     """lam of the team's update alone (split lambda); none: the same as lam."""
+    traces: ClassVar[tuple[str, ...]] = ("tie",)
     code_compat_lambda: bool = False
     """As in the released code, where a positional mix-up makes L the devices' lam; the teams use the real one."""
 
@@ -82,16 +97,17 @@ class PerMFL(Algorithm):
                     f"eta = {self.eta:g} with couplings of {pull:g} and {self.gamma:g} makes a fog step beyond the "
                     f"mean; wanted eta <= {1 / (pull + self.gamma):g}"
                 )
-        teams = [Envelope(down=self.eta * pull, up=self.eta * self.gamma) for pull in fogs]
+        keys = tuple(task.trainable)
+        teams = [Envelope(down=self.eta * pull, up=self.eta * self.gamma, keys=keys) for pull in fogs]
         return (Envelope(down=self.beta * cloud), *teams)
 
     def init(self, task: Task, params: Params) -> Tree:
-        return {"theta": params}
+        return {"theta": params, "tie": scalar(-1.0, params)}
 
     def device(self, task: Task, msg: Tree, state: Tree, data: Data) -> tuple[Tree, Tree]:
         w = msg["params"]
         theta = task.train(w, data, self.lr, pull=(data.steps if self.code_compat_lambda else self.lam, w))
-        return {"params": theta}, {"theta": theta}
+        return {"params": theta}, {"theta": theta, "tie": distance(theta, w, task.trainable)}
 
     def personal(self, task: Task, msg: Tree, state: Tree, data: Data) -> Params:
         return state["theta"]  # type: ignore[no-any-return]

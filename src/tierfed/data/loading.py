@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,21 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
     used = [] if natural is None else np.unique(natural).tolist()
     if settings.draw.train is not None or settings.draw.test is not None:
         data, (train, val, test) = _used(data, (train, val, test))
-    scaling = _scaling(data.x, np.concatenate(train), settings)
+    return _federation(
+        data,
+        _scaling(data.x, np.concatenate(train), settings),
+        dtype,
+        train=_pooled(train, settings) if settings.pooled else train,
+        val=val,
+        test=test,
+        devices=tuple(names[i] for i in kept),
+        natural=None if natural is None else np.searchsorted(used, natural).astype(np.int64),
+        teams=tuple(data.teams[t] for t in used),
+    )
+
+
+def _federation(data: Dataset, scaling: Scaling, dtype: torch.dtype, **parts: Any) -> Federation:
+    """The pool, scaled, and who holds what of it."""
     return Federation(
         name=data.name,
         x=scaling(data.x, dtype),
@@ -64,13 +79,8 @@ def federate(data: Dataset, settings: DataSettings, seed: int, dtype: torch.dtyp
         features=data.features,
         y=data.y if data.classes else data.y.to(dtype),
         classes=data.classes,
-        train=_pooled(train, settings) if settings.pooled else train,
-        val=val,
-        test=test,
-        devices=tuple(names[i] for i in kept),
         bits_per_sample=data.bits_per_sample,
-        natural=None if natural is None else np.searchsorted(used, natural).astype(np.int64),
-        teams=tuple(data.teams[t] for t in used),
+        **parts,
     )
 
 
@@ -96,19 +106,7 @@ def _on_demand(
     names = Numbered("device-", len(train))
     _large_enough(data.name, names, train.sizes, settings)
     scaling = _scaling(data.x, np.flatnonzero(parts == TRAIN), settings)
-    return Federation(
-        name=data.name,
-        x=scaling(data.x, dtype),
-        scaling=scaling,
-        features=data.features,
-        y=data.y if data.classes else data.y.to(dtype),
-        classes=data.classes,
-        train=train,
-        val=val,
-        test=test,
-        devices=names,
-        bits_per_sample=data.bits_per_sample,
-    )
+    return _federation(data, scaling, dtype, train=train, val=val, test=test, devices=names)
 
 
 def _own_devices(data: Dataset, settings: DataSettings) -> list[Ints] | None:

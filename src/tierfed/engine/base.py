@@ -13,6 +13,7 @@ from tierfed.cost import Burst, Edge, Offloaded, Visit
 from tierfed.engine.beginning import Beginning, put_parents, with_parents
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Walk
+from tierfed.engine.teams import regrouped
 from tierfed.errors import InputError
 from tierfed.faults import Faults
 from tierfed.peers import Chain, peer_distances
@@ -21,7 +22,7 @@ from tierfed.rng import Purpose, bits, generator
 from tierfed.store import Store, with_default
 from tierfed.task import Task
 from tierfed.topology import UNITS, Topology
-from tierfed.tree import Tree, leaves, stack, take, tmap
+from tierfed.tree import Tree, leaves, take, tmap
 
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -352,17 +353,10 @@ class Engine(ABC):
         """After a round: devices change team, and with the scope "tree" inner nodes their parent, where the algorithm
         says so; rows and states follow by id. What is wired to one machine (a colocated link) stays there.
         """
-        scope = self.algorithm.regroup_scope(self.round)
-        if not scope or self.depth == 1:
-            return
-        before = self.topology.parents
-        parents, wired = list(before), self.topology.colocated or (False,) * self.depth
-        for d in reversed(range(1, self.depth)) if scope == "tree" else (self.depth - 1,):
-            if not wired[d]:
-                parents[d] = self._regrouped(d, inside=scope == "inside_fog")
-        for d in range(1, self.depth):
-            for i in np.flatnonzero(parents[d] != before[d]):
-                place = (int(i), int(before[d][i]), int(parents[d][i]))
+        parents = regrouped(self)
+        for d, (old, new) in enumerate(zip(self.topology.parents, parents, strict=True)):
+            for i in np.flatnonzero(new != old):
+                place = (int(i), int(old[i]), int(new[i]))
                 if d == self.depth - 1:
                     self.log.moved.append(place)
                 else:
@@ -370,18 +364,20 @@ class Engine(ABC):
         if self.log.moved or self.log.reparented:
             self.set_topology(self.topology.rebuilt(parents))
 
-    def _regrouped(self, depth: int, inside: bool) -> Ids:
-        """New parents of all nodes below a level, by the rows that it keeps of them; `inside`: of one grandparent."""
-        out = self.topology.parents[depth].copy()
-        known = np.array(self.store.ids(f"rows{depth}"), np.int64)
-        above = self.topology.parents[depth - 1]
-        grandparents = above[out] if inside else np.zeros(len(out), np.int64)
-        for grandparent in np.unique(grandparents[known]):
-            ids = known[grandparents[known] == grandparent]
-            nodes = np.flatnonzero(above == grandparent) if inside else np.arange(self.topology.nodes[depth])
-            local = np.searchsorted(nodes, out[ids])
-            out[ids] = nodes[self.algorithm.regroup(stack(self.rows(depth, ids)), local, len(nodes), self.round)]
-        return out
+    def keeps(self, depth: int) -> bool:
+        """Whether the rows of a level are in this process."""
+        return True
+
+    def known(self, depth: int) -> dict[int, Tree]:
+        """The rows that the nodes of a level have written of their children, by child, ascending."""
+        ids = self.store.ids(f"rows{depth}")
+        return dict(zip(ids, self.rows(depth, np.array(ids, np.int64)), strict=True))
+
+    def traced(self, level: int, node: int) -> dict[str, float]:
+        """The scalars that the algorithm wants to be seen of a node, as they are now."""
+        names = self.algorithm.traces if level == self.depth else self.tiers[level].traces
+        state = (self.own(node) if level == self.depth else self.kept(level, node)) if names else {}
+        return {t: float(state[t]) for t in names if t in state}
 
     def stopped(self) -> str:
         """Why the cloud wants to end the run; empty: it goes on."""
@@ -389,7 +385,7 @@ class Engine(ABC):
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint needs beside the store's records."""
-        return {"round": self.round}
+        return {"round": self.round, **({"elsewhere": self.elsewhere} if self.elsewhere else {})}
 
     def restore(self, meta: dict[str, Any]) -> None:
         """The inverse of `meta`, on an engine over a store that was committed with it."""

@@ -80,12 +80,17 @@ def together(engine: Engine, kind: int) -> bool:
         return False
     module = engine.tasks[kind].module
     slower = engine.plan.x.device.type == "cpu" and convolves(module)
-    return not slower and not any(isinstance(m, _RECURRENT) for m in module.modules())
+    return not slower and not recurs(module)
 
 
 def convolves(module: nn.Module) -> bool:
     """Whether a model has convolutions."""
     return any(isinstance(m, _CONVOLUTIONS) for m in module.modules())
+
+
+def recurs(module: nn.Module) -> bool:
+    """Whether a model has recurrent layers."""
+    return any(isinstance(m, _RECURRENT) for m in module.modules())
 
 
 def mixes(module: nn.Module) -> bool:
@@ -123,10 +128,12 @@ class _Walk:
 
     def opened(self, depth: int, node: int) -> Tree:
         if (depth, node) not in self._open:
-            kept = self.engine.kept(depth, node)
-            state = kept if depth == 0 else self.engine.tiers[depth].enter(kept, self.message(depth, node))
-            self._open[depth, node] = state
+            self.enter(depth, node, self.message(depth, node) if depth else {})
         return self._open[depth, node]
+
+    def enter(self, depth: int, node: int, message: Tree) -> None:
+        kept = self.engine.kept(depth, node)
+        self._open[depth, node] = self.engine.tiers[depth].enter(kept, message) if depth else kept
 
     def message(self, level: int, ident: int) -> Tree:
         """What the parent of a node of `level` would send it now."""
@@ -248,8 +255,15 @@ def models(engine: Engine, devices: Ids, post: bool = True, chunk: int = 0) -> I
 
 def _in_turn(walk: _Walk, kind: int, ids: Ids, post: bool) -> tuple[list[Params], list[Params] | None]:
     """The personal models of devices one after the other, and after a dry visit."""
+    return _after(walk, kind, ids, walk.messages(walk.engine.depth, ids), post)
+
+
+def _after(
+    walk: _Walk, kind: int, ids: Ids, messages: list[Tree], post: bool
+) -> tuple[list[Params], list[Params] | None]:
+    """The same after given messages."""
     engine, task = walk.engine, walk.engine.tasks[kind]
-    messages, own = walk.messages(engine.depth, ids), [engine.own(int(i)) for i in ids]
+    own = [engine.own(int(i)) for i in ids]
 
     def personal(j: int, message: Tree, state: Tree) -> Params:
         return _personal(walk, lambda data: engine.algorithm.personal(task, message, state, data), int(ids[j]))
@@ -334,14 +348,25 @@ def ties(engine: Engine, depth: int, node: int, children: Ids) -> dict[str, Tens
     return engine.tiers[depth].ties({**state, "ids": torch.as_tensor(children)})
 
 
+def messages_below(engine: Engine, depth: int, node: int, message: Tree, ids: Ids) -> list[Tree]:
+    """What an inner node would send its children of `Engine.reach(depth)` now, after a message of its own parent."""
+    walk = _Walk(engine)
+    walk.enter(depth, node, message)
+    return walk.messages(engine.reach(depth), ids)
+
+
+def at_device(
+    engine: Engine, device: int, message: Tree, top: Params | None, team: Params | None, post: bool = True
+) -> Cohort:
+    """What is evaluated on one device that knows no more than a message of its parent and the models above it."""
+    ids = np.array([device])
+    pre, after = _after(_Walk(engine), engine.kind(device), ids, [message], post)
+    return Cohort(ids, top, [team], pre, after)
+
+
 def message_to(engine: Engine, device: int) -> Tree:
     """What the parent of a device would send it now."""
-    return messages_to(engine, np.array([device]))[0]
-
-
-def messages_to(engine: Engine, devices: Ids) -> list[Tree]:
-    """The same of several devices; one object where it is common to them."""
-    return _Walk(engine).messages(engine.depth, devices)
+    return _Walk(engine).message(engine.depth, device)
 
 
 def message_bytes(engine: Engine, devices: Ids) -> Ids:

@@ -26,6 +26,7 @@ from tierfed.errors import InputError
 from tierfed.tree import Tree, tmap
 
 _LENGTH = struct.Struct("<Q")
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # PyTorch's words on CPU and GPU
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 # blocks of some megabytes go back to the heap and not to the system: each return costs page faults at the next use
 HEAP = {"MALLOC_MMAP_THRESHOLD_": 1 << 25, "MALLOC_TRIM_THRESHOLD_": 1 << 29, "MALLOC_TOP_PAD_": 1 << 26}
@@ -195,15 +196,13 @@ def answer(compute: Callable[[], Any]) -> tuple[str, Any]:
         return "done", compute()
     except InputError as err:
         return "refused", str(err)
-    except (MemoryError, RuntimeError) as err:
-        if isinstance(err, RuntimeError) and "memory" not in str(err).lower():
+    except Exception as err:  # whatever a user's model raises is shown where the run was begun
+        if not isinstance(err, MemoryError) and not any(text in str(err) for text in _NO_MEMORY):
             return "failed", traceback.format_exc()
         return "refused", (
             "a worker process has no memory left; take fewer workers (engine.workers), fewer devices at once "
             "(engine.chunk) or a smaller model"
         )
-    except Exception:
-        return "failed", traceback.format_exc()
 
 
 def heard(kind: str, said: Any) -> Any:

@@ -1,22 +1,35 @@
 """The reference engine: one node after the other, every message through the codec, as a deployed node would."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
 import numpy as np
 
 from tierfed.engine.base import Engine, Flags, Ids
 from tierfed.engine.log import RoundLog
-from tierfed.engine.node import Counts, Poll, Reply, Weighing, visit
+from tierfed.engine.node import Children, Counts, Poll, Reply, Weighing, visit
 from tierfed.tree import Tree, row, stack
 from tierfed.wire import decode, encode, payload_bytes
 
+Replies = list[Reply | None]
 
-class _Level:
-    """The children of one node of the serial engine (the protocol `Children`)."""
 
-    def __init__(self, engine: "Serial", depth: int, node: int, tick: int) -> None:
-        self.engine, self.depth, self.node, self.tick = engine, depth, node, tick
+class Level(ABC):
+    """The children of one node (the protocol `Children`). Subclasses say how a child is reached."""
+
+    def __init__(self, engine: Engine, depth: int, node: int, tick: int) -> None:
+        self.engine, self.depth, self.node, self.at = engine, depth, node, tick
+
+    @abstractmethod
+    def ask(self, kids: Ids, messages: list[Tree], awake: Flags, tick: int) -> Replies:
+        """What each of the kids that are awake replies, with what it still owes; None: nothing."""
+
+    @abstractmethod
+    def tell(self, kids: Ids, replies: Replies, heard: Flags) -> None:
+        """Whose reply was heard: what has arrived is owed no more."""
 
     def _tick(self, burst: int) -> int:
-        return self.tick * self.engine.bursts(self.depth) + burst
+        return self.at * self.engine.bursts(self.depth) + burst
 
     def poll(self, burst: int) -> Poll:
         e = self.engine
@@ -30,19 +43,11 @@ class _Level:
     def put_row(self, child: int, record: Tree) -> None:
         self.engine.put_row(self.depth, child, record)
 
-    def exchange(self, burst: int, poll: Poll, messages: list[Tree]) -> list[Reply | None]:
+    def exchange(self, burst: int, poll: Poll, messages: list[Tree]) -> Replies:
         e, tick, to, kids = self.engine, self._tick(burst), self.engine.reach(self.depth), poll.kids
-        unit = e.units[self.depth]
-        awake = np.flatnonzero(e.awake(self.depth, to, kids, tick))
-        replies: list[Reply | None] = [None] * len(kids)
-        answers = e.answers(to, kids[awake], [decode(encode(messages[j]), e.device) for j in awake], tick)
-        for j, reply in zip(awake, answers, strict=True):
-            if reply is not None:
-                i = kids[j]
-                owed = e.with_owed(to, int(i), reply.message, float(reply.counts[unit]))
-                replies[j] = Reply(decode(encode(owed), e.device), reply.counts)
+        replies = self.ask(kids, messages, e.awake(self.depth, to, kids, tick), tick)
         said = [{} if r is None else r.message for r in replies]
-        down, up_bytes = (np.array([_size(m) for m in trees]) for trees in (messages, said))
+        down, up_bytes = (np.array([payload(m) for m in trees]) for trees in (messages, said))
         near = None if e.edge is None else self._near(to, kids, messages, said)
         answered: Flags = np.array([r is not None for r in replies])
         late = np.zeros(len(kids), bool)
@@ -50,9 +55,7 @@ class _Level:
         late[answered] = e.late(to, kids[answered], moved[0][answered], moved[1][answered], tick)
         walks = [] if poll.walk is None else [poll.walk]
         heard = e.settle(self.depth, to, kids, down, up_bytes, answered, late, tick, walks, near)
-        for i, reply, ok in zip(kids, replies, heard, strict=True):
-            if reply is not None:
-                e.book_owed(to, int(i), reply.message, float(reply.counts[unit]), bool(ok))
+        self.tell(kids, replies, heard)
         return [r if ok else None for r, ok in zip(replies, heard, strict=True)]
 
     def _near(self, to: int, kids: Ids, messages: list[Tree], said: list[Tree]) -> tuple[Ids, Ids]:
@@ -62,25 +65,97 @@ class _Level:
             return np.zeros(len(kids), np.int64), np.zeros(len(kids), np.int64)
         tasks = [e.task(int(i)) for i in kids]
         down, up = (
-            np.array([_size(t.crossing(m)) for t, m in zip(tasks, trees, strict=True)]) for trees in (messages, said)
+            np.array([payload(t.crossing(m)) for t, m in zip(tasks, trees, strict=True)]) for trees in (messages, said)
         )
         return down, up
 
 
-def _size(message: Tree) -> int:
+def payload(message: Tree) -> int:
+    """Bytes of payload of one message."""
     return int(payload_bytes(stack([message]), 1)[0])
+
+
+def visited(engine: Engine, children: Children, depth: int, node: int, state: Tree) -> tuple[Tree, Counts | None]:
+    """All bursts of an inner node, from the state that it was entered with."""
+    unit = engine.units[depth]
+    total, over = float(engine.totals[depth][node, unit]), engine.topology.policies[depth].over == "all"
+    weighing = Weighing(unit, total, over, engine.round)
+    return visit(engine.tiers[depth], state, engine.bursts(depth), children, weighing, engine.plan.like)
+
+
+def reported(engine: Engine, children: Children, level: int, node: int, message: Tree) -> Reply | None:
+    """What an inner node says to a message, or None: nobody below it was heard."""
+    tier = engine.tiers[level]
+    state, counts = visited(engine, children, level, node, tier.enter(engine.kept(level, node), message))
+    engine.keep(level, node, state)
+    stale = engine.topology.policies[level - 1].empty == "stale" and not tier.relay
+    if counts is None and stale and engine.totals[level][node, 1] > 0:
+        # a team without devices has nothing to report, as in a mean over nobody
+        counts = engine.totals[level][node] * [1, 1, 0] + [0, 0, 1]
+    return None if counts is None else Reply(tier.report(state), counts)
+
+
+def trained(engine: Engine, device: int, message: Tree, tick: int) -> Reply:
+    """What a device says to a message."""
+    data, task = engine.plan.one(device, engine.algorithm, engine.round, tick), engine.task(device)
+    task.exchanged()  # by evaluations: they are not counted
+    up, state = engine.algorithm.device(task, message, engine.own(device), data)
+    if engine.edge is not None:
+        engine.exchanged[device] = task.exchanged()
+    engine.put_own(device, state)
+    return Reply(up, np.array([engine.plan.samples[device], 1.0, 1.0]))
+
+
+Answering = Callable[[Engine, int, int, Tree, int], Reply | None]
+
+
+class Here(Level):
+    """Children in the memory of this process. :param answer: what a child says to a message, see `answer`"""
+
+    def __init__(self, engine: Engine, depth: int, node: int, tick: int, answer: Answering) -> None:
+        super().__init__(engine, depth, node, tick)
+        self.answer = answer
+
+    def ask(self, kids: Ids, messages: list[Tree], awake: Flags, tick: int) -> Replies:
+        e, to, unit = self.engine, self.engine.reach(self.depth), self.engine.units[self.depth]
+        replies: Replies = []
+        for i, message, up in zip(kids.tolist(), messages, awake, strict=True):
+            reply = self.answer(e, to, i, decode(encode(message), e.plan.x.device), tick) if up else None
+            if reply is not None:
+                owed = e.with_owed(to, i, reply.message, float(reply.counts[unit]))
+                reply = Reply(decode(encode(owed), e.plan.x.device), reply.counts)
+            replies.append(reply)
+        return replies
+
+    def tell(self, kids: Ids, replies: Replies, heard: Flags) -> None:
+        e, to, unit = self.engine, self.engine.reach(self.depth), self.engine.units[self.depth]
+        for i, reply, ok in zip(kids.tolist(), replies, heard, strict=True):
+            if reply is not None:
+                e.book_owed(to, i, reply.message, float(reply.counts[unit]), bool(ok))
+
+
+def answer(engine: Engine, level: int, node: int, message: Tree, tick: int) -> Reply | None:
+    """What a child says to a message, or None: nobody below it was heard."""
+    if level == engine.depth:
+        return trained(engine, node, message, tick)
+    return reported(engine, Here(engine, level, node, tick, answer), level, node, message)
+
+
+def tried(engine: Engine, devices: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, Tree]:
+    """Replies and new private states [H, ...] of devices, one after the other; nothing is kept."""
+    e, visits = engine, list[tuple[Tree, Tree]]()
+    for j, i in enumerate(devices.tolist()):
+        data = e.plan.one(i, e.algorithm, round_, tick)
+        visits.append(e.algorithm.device(e.task(i), row(messages, j), e.own(i), data))
+    return stack([up for up, _ in visits]), stack([state for _, state in visits])
 
 
 class Serial(Engine):
     """One node at a time; slow, plain, and what every other engine is compared with."""
 
-    @property
-    def device(self) -> str:
-        return str(self.plan.x.device)
-
     def step(self) -> RoundLog:
         self.log = RoundLog()
-        state, _ = self._visit(0, 0, self.kept(0, 0), 0)
+        state, _ = visited(self, Here(self, 0, 0, 0, answer), 0, 0, self.kept(0, 0))
         self.keep(0, 0, state)
         self.regroup()
         self.round += 1
@@ -89,46 +164,5 @@ class Serial(Engine):
     def close(self) -> None:
         """Nothing was begun."""
 
-    def _visit(self, depth: int, node: int, state: Tree, tick: int) -> tuple[Tree, Counts | None]:
-        unit = self.units[depth]
-        total, over = float(self.totals[depth][node, unit]), self.topology.policies[depth].over == "all"
-        weighing = Weighing(unit, total, over, self.round)
-        children = _Level(self, depth, node, tick)
-        return visit(self.tiers[depth], state, self.bursts(depth), children, weighing, self.plan.like)
-
-    def answers(self, level: int, nodes: Ids, messages: list[Tree], tick: int) -> list[Reply | None]:
-        """What children say to their messages, in their order."""
-        return [self.answer(level, int(i), m, tick) for i, m in zip(nodes, messages, strict=True)]
-
-    def answer(self, level: int, node: int, message: Tree, tick: int) -> Reply | None:
-        """What a child says to a message, or None: nobody below it was heard."""
-        if level == self.depth:
-            data = self.plan.one(node, self.algorithm, self.round, tick)
-            task = self.task(node)
-            task.exchanged()  # by evaluations: they are not counted
-            up, state = self.algorithm.device(task, message, self.own(node), data)
-            if self.edge is not None:
-                self.exchanged[node] = task.exchanged()
-            self.put_own(node, state)
-            return Reply(up, np.array([self.plan.samples[node], 1.0, 1.0]))
-        tier = self.tiers[level]
-        state, counts = self._visit(level, node, tier.enter(self.kept(level, node), message), tick)
-        self.keep(level, node, state)
-        stale = (
-            self.topology.policies[level - 1].empty == "stale" and not tier.relay and self.totals[level][node, 1] > 0
-        )
-        if counts is None and stale:  # a team without devices has nothing to report, as in a mean over nobody
-            counts = self.totals[level][node] * [1, 1, 0] + [0, 0, 1]
-        return None if counts is None else Reply(tier.report(state), counts)
-
     def visit_devices(self, devices: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, Tree]:
-        visits = [
-            self.algorithm.device(
-                self.task(int(i)),
-                row(messages, j),
-                self.own(int(i)),
-                self.plan.one(int(i), self.algorithm, round_, tick),
-            )
-            for j, i in enumerate(devices)
-        ]
-        return stack([up for up, _ in visits]), stack([state for _, state in visits])
+        return tried(self, devices, messages, round_, tick)

@@ -50,6 +50,7 @@ class Vectorized(Engine):
 
     chunk: int = 256
     workers: int = 1
+    threads: int = 1  # of the kernel "native", where this process trains
     kernel: str = "vmap"
     shares: int = 0
     bf16: bool = False
@@ -58,7 +59,10 @@ class Vectorized(Engine):
     @cached_property
     def crew(self) -> Crew:
         """Who computes the visits."""
-        tasks = self.tasks if self.kernel == "vmap" else [equipped(t, self.kernel, bf16=self.bf16) for t in self.tasks]
+        threads = self.threads if self.workers == 1 and self.hire is None else 1
+        tasks = self.tasks
+        if self.kernel != "vmap":
+            tasks = [equipped(t, self.kernel, bf16=self.bf16, threads=threads) for t in self.tasks]
         batched = self.kernel in BATCHED
         place = Workplace(algorithm=self.algorithm, tasks=tasks, plan=self.plan, batched=batched)
         if self.hire is not None:

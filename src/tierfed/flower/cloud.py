@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,21 @@ import torch
 from flwr.app import ArrayRecord, Context, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from tierfed.engine import Engine, Serial
-from tierfed.engine.base import Ids
-from tierfed.engine.evaluate import messages_to
+from tierfed.engine import Engine
+from tierfed.engine.base import Flags, Ids
+from tierfed.engine.evaluate import messages_below
+from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Reply
+from tierfed.engine.serial import Level, Replies, tried, visited
 from tierfed.errors import InputError
-from tierfed.evaluation import Found, gathered
+from tierfed.evaluation import Found, found
 from tierfed.flower.common import Given, Settled, Source, check_world
 from tierfed.flower.fleet import Fleet
 from tierfed.flower.records import framed, numbers_of, packed, tree_of
-from tierfed.loop import read_run, resume, run, with_given
+from tierfed.loop import Over, read_run, resume, run, with_given
 from tierfed.metrics import Kind, Scores
 from tierfed.result import Progress, Result
-from tierfed.session import Means, fingerprint
+from tierfed.session import fingerprint
 from tierfed.setup import World
 from tierfed.store import Store
 from tierfed.tree import Params, Tree
@@ -35,87 +37,131 @@ _AT_FLOWER = (
 )
 
 
-class OverGrid(Serial):
-    """The serial engine whose devices are asked over Flower's grid, all of a burst at the same time.
+class OverGrid(Engine):
+    """Rounds whose devices are asked over Flower's grid, all of a burst at the same time.
 
-    The store holds what the cloud keeps, and in "heard" the last visit of each device whose reply has arrived.
+    The store holds what the cloud keeps, and in "heard" the last visit of each device that was heard.
     """
 
-    fleet: Fleet
-    traces: dict[int, Tree]  # by device
-    token = ""  # of the run: devices tell their private states of different runs apart by it
+    def __init__(self, world: World, store: Store, fleet: Fleet) -> None:
+        super().__init__(
+            world.algorithm,
+            world.tasks,
+            world.topology,
+            world.plan,
+            store,
+            faults=world.config.faults,
+            kinds=world.kinds,
+            clock=world.clock,
+        )
+        self.fleet, self.elsewhere = fleet, _AT_FLOWER
+        self.token = secrets.token_hex(8)  # of the run: devices tell their private states of different runs apart by it
+        self.told: dict[int, dict[str, float]] = {}  # what devices let be seen of their private states
 
-    def answers(self, level: int, nodes: Ids, messages: list[Tree], tick: int) -> list[Reply | None]:
-        if not messages:
-            return []
-        common = not self.tiers[0].sees  # then one object, which Flower sends to the superlink once
-        frames = [framed(messages[0])] * len(messages) if common else [framed(m) for m in messages]
-        orders = {int(i): self._order(int(i), {"tick": tick}, f) for i, f in zip(nodes, frames, strict=True)}
-        replies = self.fleet.ask(MessageType.TRAIN, orders, self.round)
-        if not replies:
-            raise self.fleet.nobody(self.round)
-        self.traces = {i: {k: torch.tensor(v) for k, v in numbers_of(r).items()} for i, r in replies.items()}
-        return [self._reply(int(i), replies.get(int(i)), tick) for i in nodes]
+    def open(self) -> None:
+        self.fleet.gather()
 
-    def _order(self, device: int, said: dict[str, Any], message: ArrayRecord, **more: ArrayRecord) -> RecordDict:
-        heard = self.store.get("heard", device)
-        at = [-1, -1] if heard is None else heard["at"].tolist()
-        about = {"run": self.token, "round": self.round, "heard": at, **said}
-        return packed(about, {"message": message, **more})
+    def step(self) -> RoundLog:
+        self.log, self.told = RoundLog(), {}
+        state, _ = visited(self, _Supernodes(self, 0, 0, 0), 0, 0, self.kept(0, 0))
+        self.keep(0, 0, state)
+        self.round += 1
+        return self.log
 
-    def _reply(self, device: int, said: RecordDict | None, tick: int) -> Reply | None:
-        if said is None:
-            return None
-        try:
-            up = tree_of(said, "reply", self.device)
-        except InputError as err:
-            log.warning("tierfed: the reply of %s is not heard: %s", self.fleet.named([device]), err)
-            return None
-        self.store.put("heard", device, {"at": torch.tensor([self.round, tick])})
-        return Reply(up, np.array([self.plan.samples[device], 1.0, 1.0]))
+    def close(self) -> None:
+        """The supernodes are Flower's."""
 
-    def own(self, device: int) -> Tree:
-        """What a device has told of its private state: the scalars that its algorithm wants to be seen."""
-        return self.traces.get(device, {})
+    def visit_devices(self, devices: Ids, messages: Tree, round_: int, tick: int) -> tuple[Tree, Tree]:
+        return tried(self, devices, messages, round_, tick)
 
-    def judged(self, devices: Sequence[int], post: bool) -> Found:
-        """Scores of devices, computed there."""
-        top, orders = self.tiers[0].model(self.kept(0, 0)), dict[int, RecordDict]()
-        own: dict[str, ArrayRecord] = {}
-        messages = messages_to(self, np.asarray(devices, np.int64))
-        frames = dict[int, ArrayRecord]()
+    def traced(self, level: int, node: int) -> dict[str, float]:
+        return super().traced(level, node) if level == 0 else self.told.get(node, {})
+
+    def orders(
+        self, devices: list[int], messages: list[Tree], said: Mapping[str, Any], **more: ArrayRecord
+    ) -> dict[int, RecordDict]:
+        """Messages to devices; what is common to them is one object, which Flower sends to the superlink once."""
+        frames: dict[int, ArrayRecord] = {}
+        out: dict[int, RecordDict] = {}
         for i, message in zip(devices, messages, strict=True):
-            where = "none" if top is None else "sent" if _alike(top, message.get("params")) else "own"
-            if where == "own" and not own:
-                assert top is not None
-                own = {"model": framed(top)}
-            if id(message) not in frames:
-                frames[id(message)] = framed(message)
-            more = own if where == "own" else {}
-            orders[int(i)] = self._order(int(i), {"post": post, "model": where}, frames[id(message)], **more)
-        replies = self.fleet.ask(MessageType.EVALUATE, orders, self.round - 1)
-        return gathered(_scores(i, numbers_of(replies[i])) for i in sorted(replies))
+            key = id(message) if self.tiers[0].sees else 0
+            if key not in frames:
+                frames[key] = framed(message)
+            heard = self.store.get("heard", i)
+            at = [-1, -1] if heard is None else heard["at"].tolist()
+            about = {"run": self.token, "round": self.round, "heard": at, **said}
+            out[i] = packed(about, {"message": frames[key], **more})
+        return out
 
     def meta(self) -> dict[str, Any]:
-        return {**super().meta(), "elsewhere": _AT_FLOWER, "token": self.token}
+        return {**super().meta(), "token": self.token}
 
     def restore(self, meta: dict[str, Any]) -> None:
+        if "token" not in meta:
+            raise InputError(
+                "the run folder is of a run without Flower, and what devices keep is in it; go on with `tierfed "
+                "resume`, or choose another folder with run.out"
+            )
         super().restore(meta)
         self.token = str(meta["token"])
+
+
+class _Supernodes(Level):
+    """Devices behind Flower's grid. They add themselves what they still owe, and learn with the next message whether
+    they were heard.
+    """
+
+    engine: OverGrid
+    tick: int  # of the exchange that goes on
+
+    def ask(self, kids: Ids, messages: list[Tree], awake: Flags, tick: int) -> Replies:
+        e, self.tick, there = self.engine, tick, np.flatnonzero(awake)
+        if not len(there):
+            return [None] * len(kids)
+        orders = e.orders(kids[there].tolist(), [messages[j] for j in there], {"tick": tick})
+        said = e.fleet.ask(MessageType.TRAIN, orders, e.round)
+        if not said:
+            raise e.fleet.nobody(e.round)
+        e.told |= {i: numbers_of(r) for i, r in said.items()}
+        return [self._reply(i, said[i]) if i in said else None for i in kids.tolist()]
+
+    def _reply(self, device: int, said: RecordDict) -> Reply | None:
+        e = self.engine
+        try:
+            up = tree_of(said, "reply", e.plan.x.device)
+        except InputError as err:
+            log.warning("tierfed: the reply of %s is not heard: %s", e.fleet.named([device]), err)
+            return None
+        return Reply(up, np.array([e.plan.samples[device], 1.0, 1.0]))
+
+    def tell(self, kids: Ids, replies: Replies, heard: Flags) -> None:
+        for i in kids[heard].tolist():
+            self.engine.store.put("heard", i, {"at": torch.tensor([self.engine.round, self.tick])})
+
+
+def scores(engine: Engine, test: Sequence[Ids], kind: Kind, devices: Ids, post: bool = True, tell: Any = None) -> Found:
+    """As `tierfed.evaluation.evaluate`, by the devices themselves; whoever does not answer has none."""
+    if not isinstance(engine, OverGrid):
+        raise TypeError("scores over Flower's grid are of a run over it")
+    there = np.array([i for i in devices if len(test[i])], np.int64)
+    messages, top = messages_below(engine, 0, 0, {}, there), engine.tiers[0].model(engine.kept(0, 0))
+    sent = top is not None and all(_alike(top, m.get("params")) for m in {id(m): m for m in messages}.values())
+    more = {} if top is None or sent else {"model": framed(top)}
+    about = {"post": post, "model": "sent" if sent else "own" if more else "none"}
+    replies = engine.fleet.ask(
+        MessageType.EVALUATE, engine.orders(there.tolist(), messages, about, **more), engine.round - 1
+    )
+    parts: dict[tuple[str, str], list[Scores]] = {}
+    for i in sorted(replies):
+        for name, value in numbers_of(replies[i]).items():
+            model, _, metric = name.partition("/")
+            parts.setdefault((model, metric), []).append(Scores(np.array([i]), np.array([value])))
+    return found(parts)
 
 
 def _alike(a: Params, b: Params | None) -> bool:
     """Whether two models are the same."""
     return b is not None and a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
-
-
-def _scores(device: int, numbers: dict[str, float]) -> Found:
-    """What a device has measured, by model and metric."""
-    out: Found = {}
-    for name, value in numbers.items():
-        model, _, metric = name.partition("/")
-        out.setdefault(model, {})[metric] = Scores(np.array([device]), np.array([value]))
-    return out
 
 
 def server_app(config: Source, data: Any, module: Any, wait_seconds: float, reply_seconds: float) -> ServerApp:
@@ -140,35 +186,22 @@ def trained(grid: Grid, settled: Settled, run_id: int, wait_seconds: float, repl
     config = replace(config, run=replace(config.run, out=str(path)))
 
     def engine(world: World, store: Store, tell: Any) -> Engine:
-        check_world(world)
-        made = world.engine(store, tell, OverGrid)
-        assert isinstance(made, OverGrid)
-        made.token, made.traces = secrets.token_hex(8), {}
-        made.fleet = Fleet(
-            grid=grid, world=world, settled=settled, wait_seconds=wait_seconds, reply_seconds=reply_seconds
-        )
-        made.fleet.gather()
-        return made
+        fleet = Fleet(grid=grid, world=world, settled=settled, wait_seconds=wait_seconds, reply_seconds=reply_seconds)
+        return OverGrid(world, store, fleet)
 
-    means = Means(engine=engine, evaluate=_evaluate)
+    over = Over(engine, scores, check=check_world)
     if not (path / "config.toml").exists():
-        return run(config, data=settled.data, module=settled.module, watch=_tell, means=means)
+        return run(config, data=settled.data, module=settled.module, watch=_tell, over=over)
     before, now = read_run(path), with_given(config, settled.data, settled.module)[0]
     if fingerprint(before) != fingerprint(now):
         raise InputError(
             f"the run folder {path} is of another config; choose another one with run.out, or none: each run then has "
             "a folder of its own"
         )
-    result = resume(path, rounds=config.run.rounds, data=settled.data, module=settled.module, watch=_tell, means=means)
+    result = resume(path, rounds=config.run.rounds, data=settled.data, module=settled.module, watch=_tell, over=over)
     if not result.trained:
         log.warning("tierfed: the run in %s was finished already; nothing was trained", path)
     return result
-
-
-def _evaluate(engine: Engine, test: Any, kind: Kind, devices: Any, post: bool = True, **_: Any) -> Found:
-    """As `tierfed.evaluation.evaluate`, at the devices."""
-    assert isinstance(engine, OverGrid)
-    return engine.judged([int(i) for i in devices if len(test[i])], post)
 
 
 def _tell(progress: Progress) -> None:

@@ -3,19 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from tierfed.engine import Engine, Serial
-from tierfed.engine.evaluate import Cohort
+from tierfed.engine import Engine
+from tierfed.engine.evaluate import at_device
+from tierfed.engine.serial import trained
 from tierfed.errors import InputError, nearest
-from tierfed.evaluation import gathered, kind, scored
+from tierfed.evaluation import kind, scored
 from tierfed.flower.common import Given, Settled, Source, card, check_world
 from tierfed.flower.memory import InContext, InFolder, Memory, Visit
 from tierfed.flower.records import framed, packed, said_by, tree_of
-from tierfed.record import NOT_MEASURED
 from tierfed.setup import World, prepare, threads
 from tierfed.store import MemoryStore
 from tierfed.tree import Tree, add, leaves
@@ -79,14 +78,12 @@ class Place:
         last = self._last(run, said)
         before, pending = ({}, {}) if last is None else last.next(at, _at(said["heard"]))
         engine = self._engine(before, at[0])
-        reply = engine.answer(engine.depth, self.device, tree_of(asked, "message", self.world.device), at[1])
-        assert reply is not None  # only inner nodes have nothing to say
-        up, own = reply.message, engine.store.get("own", self.device) or {}
+        up = trained(engine, self.device, tree_of(asked, "message", self.world.device), at[1]).message
         if "owed" in up and pending:
             up = {**up, "owed": add(up["owed"], pending)}
+        own = engine.store.get("own", self.device) or {}
         self.memory.save(run, Visit(at=at, before=before, own=own, pending=pending, owed=up.get("owed", {})))
-        traces = {t: float(own[t]) for t in self.world.algorithm.traces if t in own}
-        return packed({}, {"reply": framed(up)}, {t: v for t, v in traces.items() if v != NOT_MEASURED})
+        return packed({}, {"reply": framed(up)}, engine.traced(engine.depth, self.device))
 
     def evaluate(self, asked: RecordDict) -> RecordDict:
         """Scores of the global model and of the personal ones on the device's test data; nothing is kept.
@@ -95,26 +92,17 @@ class Place:
         """
         said, world = said_by(asked), self.world
         last = self._last(str(said["run"]), said)
-        round_, task, algorithm = int(said["round"]), world.task_of(self.device), world.algorithm
-        engine = self._engine({} if last is None else last.own, round_)
-        message, own = tree_of(asked, "message", world.device), engine.own(self.device)
-        data = world.plan.one(self.device, algorithm, round_, 0)
-        pre = algorithm.personal(task, message, own, data)
-        post = None
-        if said["post"]:
-            up, new = algorithm.device(task, message, own, data)
-            post = [algorithm.personal(task, {**message, **up}, new, data)]
+        engine = self._engine({} if last is None else last.own, int(said["round"]))
+        message = tree_of(asked, "message", world.device)
         top = message["params"] if said["model"] == "sent" else None
         if said["model"] == "own":
             top = tree_of(asked, "model", world.device)
-        cohort = Cohort(np.array([self.device]), top, [None], [pre], post)
-        found = gathered(scored(engine, world.federation.test, kind(world), cohort))
-        scores = {f"{m}/{k}": float(s.values[0]) for m, metrics in found.items() for k, s in metrics.items()}
-        return packed({}, {}, scores)
+        cohort = at_device(engine, self.device, message, top, None, bool(said["post"]))
+        found = scored(engine, world.federation.test, kind(world), cohort)
+        return packed({}, {}, {f"{model}/{metric}": float(s.values[0]) for (model, metric), s in found})
 
-    def _engine(self, own: Tree, round_: int) -> Serial:
-        engine: Engine = self.world.engine(MemoryStore())
-        assert isinstance(engine, Serial)  # `Given.settled` has said so
+    def _engine(self, own: Tree, round_: int) -> Engine:
+        engine = self.world.engine(MemoryStore())
         engine.round = round_
         if own:
             engine.put_own(self.device, own)

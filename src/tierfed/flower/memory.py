@@ -31,7 +31,7 @@ class Visit:
     def next(self, at: At, heard: At) -> tuple[Tree, Tree]:
         """(private state, what is owed) that a visit begins with.
 
-        :param heard: the last visit of this device whose reply has arrived
+        :param heard: the last visit of this device that the server has heard
         :raises InputError: the device has gone on since
         """
         if at < self.at:

@@ -17,13 +17,15 @@ from tierfed.kernels.compiled import compiled, missing
 from tierfed.kernels.fused import fused
 from tierfed.kernels.graphs import graphs
 from tierfed.kernels.loop import Benches, fits
+from tierfed.kernels.native import Room, native, reordered, shapes
+from tierfed.kernels.native import missing as unbuilt
 from tierfed.task import Task
 from tierfed.tree import Params
 
-KERNELS = ("loop", "vmap", "fused", "compile", "graphs")
+KERNELS = ("loop", "vmap", "fused", "native", "compile", "graphs")
 """loop: devices one after the other, each in a module that stays where it is; vmap: the devices of a chunk at once, by
-torch.func.vmap; fused: the same with a training step written by hand; compile: the step of vmap, compiled; graphs: the
-fused step as a CUDA graph."""
+torch.func.vmap; fused: the same with a training step written by hand; native: all steps of a device in C; compile: the
+step of vmap, compiled; graphs: the fused step as a CUDA graph."""
 
 BATCHED = frozenset(KERNELS) - {"loop"}
 """Those whose devices an engine maps by torch.func.vmap."""
@@ -92,17 +94,39 @@ class FusedTask(Equipped):
         return partial(fused, self.chain)
 
     def _fits(self, params: Params, data: Data) -> bool:
-        chain, first = self.chain, next(layer for layer in self.chain.layers if layer.inputs)
+        chain = self.chain
         kinds = {(t.dtype, t.device) for t in (*params.values(), data.x)}
         if len(kinds) > 1 or any(k not in params for layer in chain.layers for k in layer.entries):
             return False
         if data.rows.shape[-1] < 2 and self.norms:
             return False  # a batch of one has no statistics: the definition says so
-        flat = data.x.dim() == 2 or (chain.flat and data.x.is_contiguous())
         labels = data.y.dtype == torch.int64 and data.y.dim() == 1
         values = math.prod(data.y.shape[1:]) == chain.layers[-1].outputs
         fits = labels if chain.loss == "cross_entropy" else values
-        return flat and fits and math.prod(data.x.shape[1:]) == first.inputs
+        return fits and self._shaped(data)
+
+    def _shaped(self, data: Data) -> bool:
+        first = next(layer for layer in self.chain.layers if layer.inputs)
+        flat = data.x.dim() == 2 or (self.chain.flat and data.x.is_contiguous())
+        return flat and math.prod(data.x.shape[1:]) == first.inputs
+
+
+class NativeTask(FusedTask):
+    """See `tierfed.kernels.native`."""
+
+    caches = ("room",)
+
+    def __init__(self, task: Task, chain: Chain, threads: int) -> None:
+        super().__init__(task, reordered(chain))
+        self.room, self.threads = Room(), threads
+
+    def _batched(self) -> Kernel:
+        return partial(native, self.chain, self.room, self.threads)
+
+    def _shaped(self, data: Data) -> bool:
+        dims = 4 if self.chain.pictures else 2
+        flat = data.x.dim() == dims or (self.chain.flat and not self.chain.pictures)
+        return flat and data.x.is_contiguous() and shapes(self.chain, tuple(data.x.shape[1:])) is not None
 
 
 class GraphsTask(FusedTask):
@@ -145,16 +169,19 @@ def refusal(name: str, task: Task, device: torch.device) -> str:
     if name == "compile":
         return missing(device)
     try:
-        if name in ("fused", "graphs"):
-            chain_of(task)
+        if name in ("fused", "native", "graphs"):
+            chain_of(task, pictures=name == "native")
     except UnfitError as why:
         return str(why)
+    if name == "native":
+        return "is for processors" if device.type != "cpu" else unbuilt(next(task.module.parameters()).dtype)
     return ""
 
 
-def equipped(task: Task, name: str, *, bf16: bool = False) -> Task:
+def equipped(task: Task, name: str, *, bf16: bool = False, threads: int = 1) -> Task:
     """The task whose `train` runs a kernel; the given one is unchanged, and may be an equipped one.
 
+    :param threads: that "native" trains devices with; the other kernels have those of PyTorch
     :param bf16: products in bfloat16, only for "loop": faster for convolutions, and other results
     :raises InputError: the kernel cannot run the task, whatever the device is; or it has no bf16
     """
@@ -171,6 +198,8 @@ def equipped(task: Task, name: str, *, bf16: bool = False) -> Task:
         return CompiledTask(plain)
     if name == "vmap":
         return plain
+    if name == "native":
+        return NativeTask(plain, chain_of(plain, pictures=True), threads)
     return (FusedTask if name == "fused" else GraphsTask)(plain, chain_of(plain))
 
 

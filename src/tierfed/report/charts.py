@@ -27,9 +27,13 @@ from tierfed.report.style import (
     score_axis,
     thin,
 )
-from tierfed.report.words import BAND, INTERVAL, MODEL_NAMES, capped, metric_name, score, within
+from tierfed.report.words import BAND, INTERVAL, MODEL_NAMES, capped, metric_name, within
 
 MAX_LINES = 100
+_MEANINGS = {
+    "alpha": "1: all global, 0: all personal. ",
+    "tie": "How far the trained parameters are from those that came from above: 0 is the same model. ",
+}
 
 
 def learning(run: RunFolder, metric: str) -> Chart | None:
@@ -76,44 +80,6 @@ def learning(run: RunFolder, metric: str) -> Chart | None:
     )
 
 
-def per_device(run: RunFolder) -> Chart | None:
-    """The headline metric of every device in the last round: a box and all points a model."""
-    scores = {m: run.last_scores(m) for m in run.models}
-    scores = {m: s for m, s in scores.items() if not np.isnan(s.values).all()}
-    if not scores:
-        return None
-    names = run.devices.names
-    cells = {m: dict(zip(s.devices.tolist(), s.values.tolist(), strict=True)) for m, s in scores.items()}
-    shown = sorted(set().union(*cells.values()))
-    traces = [
-        go.Box(
-            y=plain(s.values),
-            name=MODEL_NAMES[m].replace(", ", ",<br>"),
-            text=safe(names[i] for i in s.devices.tolist()),
-            boxpoints="all",
-            jitter=0.5,
-            pointpos=0,
-            marker={"color": MODEL_COLORS[m], "size": 5, "opacity": 0.65},
-            line={"width": 1.5},
-            fillcolor="rgba(128,128,128,0.10)",
-            hovertemplate="%{text}: %{y}<extra></extra>",
-        )
-        for m, s in scores.items()
-    ]
-    rows = [[names[i], *(score(c.get(i), run.metric) for c in cells.values())] for i in shown]
-    return chart(
-        f"{metric_name(run.metric).capitalize()} of each device",
-        traces,
-        x="model",
-        y=axis_name(run.metric),
-        alt=f"Box plot with one point for each of {len(shown)} devices, for each model, in the last evaluated round.",
-        data=capped(("device", *(MODEL_NAMES[m] for m in scores)), rows, 200),
-        note=f"Each point is a device on its own test set. Point at one to see its name.{direction(run.metric)}"
-        + (f" A {run.sample}." if run.sample else ""),
-        layout={"yaxis": score_axis(run.metric), "hovermode": "closest", "showlegend": False},
-    )
-
-
 def trace(run: RunFolder, tier: str, metric: str) -> Chart | None:
     """What the algorithm logs about itself: one thin line a node, and their mean."""
     panel = run.panel(tier, metric)
@@ -154,7 +120,7 @@ def trace(run: RunFolder, tier: str, metric: str) -> Chart | None:
     rows = [[str(r), *(f"{v:.4g}" for v in s)] for r, s in zip(rounds, spread.tolist(), strict=True)]
     hidden = f" {len(shown)} of {len(panel.nodes)} are drawn." if len(shown) < len(panel.nodes) else ""
     name = metric_name(metric)
-    meaning = "1: all global, 0: all personal. " if metric == "alpha" else ""
+    meaning = _MEANINGS.get(metric, "")
     return chart(
         f"{name[0].upper()}{name[1:]}" if metric == "alpha" else f"{name[0].upper()}{name[1:]} ({tier})",
         traces,

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tierfed.errors import InputError
-from tierfed.metrics import Floats, confidence, gain
+from tierfed.metrics import Floats, Scores, confidence, gain
 from tierfed.report.load import RunFolder, read_json
 
 BASELINE = "local"
+MOST_LETTERS = 40
+"""Of the settings in the label of a run; with more it is a numbered variant."""
+
 Setting = tuple[str, str]
 
 
@@ -43,6 +46,8 @@ class GridFolder:
 
     path: Path
     members: tuple[Member, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader has to know of how the runs were brought together."""
 
     @classmethod
     def read(cls, path: Path) -> "GridFolder":
@@ -59,8 +64,9 @@ class GridFolder:
         return cls.of(path, {name: RunFolder.read(path / name) for name in names})
 
     @classmethod
-    def of(cls, path: Path, runs: dict[str, RunFolder]) -> "GridFolder":
-        """A grid of runs that are already read, by name.
+    def of(cls, path: Path, runs: dict[str, RunFolder], notes: tuple[str, ...] = ()) -> "GridFolder":
+        """A grid of runs that are already read, by name. Of runs that only their names tell apart, each has its own
+        label.
 
         :raises InputError: the runs measured different things
         """
@@ -73,12 +79,22 @@ class GridFolder:
                 )
         differing = _differing(runs)
         bases = {(r.seed, _data(differing[n])): r for n, r in runs.items() if r.algorithm == BASELINE}
-        members = []
+        members: list[Member] = []
+        variants: dict[str, list[tuple[Setting, ...]]] = {}
         for name, run in runs.items():
+            known = variants.setdefault(run.algorithm, [])
+            if differing[name] not in known:
+                known.append(differing[name])
             extra = ", ".join(f"{key.removeprefix('algorithm.')}={value}" for key, value in differing[name])
+            if len(extra) > MOST_LETTERS:
+                variant = f"variant {known.index(differing[name]) + 1}"
+                notes = tuple(dict.fromkeys((*notes, f"{run.algorithm}, {variant}: {extra}.")))
+                extra = variant
             label = f"{run.algorithm} ({extra})" if extra else run.algorithm
+            if any(m.label == label and m.run.seed == run.seed for m in members):
+                label = f"{label} [{name}]"
             members.append(Member(name, run, label, bases.get((run.seed, _data(differing[name])))))
-        return cls(path=path, members=tuple(members))
+        return cls(path=path, members=tuple(members), notes=notes)
 
     @property
     def metric(self) -> str:
@@ -155,12 +171,30 @@ class GridFolder:
         return (max if column.higher else min)(known, key=known.__getitem__)
 
 
+def member_of(run: RunFolder) -> Member:
+    """A run by itself, with the local-only run that it names (`eval.baseline`) or lies beside in a grid, if that can be
+    read."""
+    where, parent = run.setting("eval", "baseline"), run.path.resolve().parent
+    baseline = None
+    try:
+        if run.algorithm == BASELINE:
+            pass
+        elif where is not None:
+            baseline = RunFolder.read(Path(where))
+        elif (parent / "grid.json").exists():
+            grid = GridFolder.read(parent)
+            baseline = next((m.baseline for m in grid.members if m.run.path.resolve() == run.path.resolve()), None)
+    except InputError:  # a report does not need it
+        pass
+    return Member(run.path.name, run, run.algorithm, baseline)
+
+
 def own_model(run: RunFolder) -> str:
     """The model that a device would use: the personal one where the algorithm has one, else the global one."""
     return next((m for m in ("personal_post", "personal_pre", "team", "global") if m in run.models), "")
 
 
-def gains(member: Member) -> Floats | None:
+def gains(member: Member) -> Scores | None:
     """How much better each device that both runs have evaluated does than in the local-only run of the same seed, or
     None.
 
@@ -176,7 +210,9 @@ def gains(member: Member) -> Floats | None:
         )
     mine, theirs = run.last_scores(own_model(run)), base.last_scores(own_model(base))
     _, i, j = np.intersect1d(mine.devices, theirs.devices, assume_unique=True, return_indices=True)
-    return gain(mine.values[i], theirs.values[j], run.higher_is_better) if len(i) else None
+    if not len(i):
+        return None
+    return Scores(mine.devices[i], gain(mine.values[i], theirs.values[j], run.higher_is_better))
 
 
 def _weighted(member: Member, model: str) -> float | None:
@@ -196,7 +232,7 @@ def _own(member: Member, statistic: str) -> float | None:
 
 def _gain(member: Member) -> float | None:
     each = None if member.run is member.baseline else gains(member)
-    return None if each is None else float(each.mean())
+    return None if each is None else float(each.values.mean())
 
 
 def _half(member: Member, model: str) -> float | None:
@@ -212,11 +248,12 @@ def _half_gain(member: Member) -> float | None:
     """Of devices that both runs have drawn, or that the one did where the other had all."""
     each = None if member.run is member.baseline else gains(member)
     sampled = member.run.sampled or (member.baseline is not None and member.baseline.sampled)
-    return confidence(each, len(member.run.devices.names)) if each is not None and sampled else None
+    return confidence(each.values, len(member.run.devices.names)) if each is not None and sampled else None
 
 
 def _differing(runs: dict[str, RunFolder]) -> dict[str, tuple[Setting, ...]]:
-    """For each run, the settings in which runs of the same algorithm differ, apart from seeds and the [run] table."""
+    """For each run, the settings in which runs of the same algorithm differ, apart from seeds, [run] and
+    [engine]."""
     found = {}
     for name, run in runs.items():
         own = dict(_flat(run.config))
@@ -231,7 +268,7 @@ def _differing(runs: dict[str, RunFolder]) -> dict[str, tuple[Setting, ...]]:
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[Setting]:
     for key, value in config.items():
         path = f"{prefix}{key}"
-        if path == "run" or key == "seed":
+        if path in ("run", "engine") or key == "seed":
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{path}.")

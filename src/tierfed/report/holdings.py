@@ -1,7 +1,5 @@
 """Who holds what, as a page of its own: the heat map of a federation before anything runs."""
 
-import json
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -47,21 +45,9 @@ def devices_of(federation: Federation) -> Devices:
 
 def _page(federation: Federation, name: str) -> str:
     """The page of reports with one chart."""
-    import jinja2  # noqa: PLC0415
-    from markupsafe import Markup  # noqa: PLC0415
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415
-
     from tierfed.report.charts import holdings_of  # noqa: PLC0415
-    from tierfed.report.style import Chart  # noqa: PLC0415
+    from tierfed.report.html import filled  # noqa: PLC0415
 
-    def figure(chart: Chart) -> Markup:
-        text = json.dumps(chart.figure, allow_nan=False, separators=(",", ":"))
-        return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files("tierfed.report").joinpath("template.html").read_text(encoding="utf-8")
     samples, teams = int(federation.sizes().sum()), len(federation.teams)
     facts = [
         f"{len(federation)} devices",
@@ -74,7 +60,7 @@ def _page(federation: Federation, name: str) -> str:
         "table": None,
         "closed": [],
     }
-    return environment.from_string(source).render(
+    return filled(
         title=federation.name,
         kind="data",
         facts=facts,
@@ -82,7 +68,4 @@ def _page(federation: Federation, name: str) -> str:
         sections=[section],
         configs=[],
         commands=[f"tierfed show CONFIG --plot {name}"],
-        # only a script's own end could leave the script element
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        figure=figure,
     )

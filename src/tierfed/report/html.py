@@ -1,9 +1,12 @@
 """The page: what goes where, rendered into one file that needs nothing else."""
 
+import base64
+import gzip
 import json
 import os
 import shlex
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +16,11 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tierfed.report import charts, compare, costs, ties
-from tierfed.report.grid import GridFolder, Member
+from tierfed.metrics import MODELS
+from tierfed.report import charts, compare, costs, forest, fronts, spread, ties
+from tierfed.report.grid import GridFolder, Member, member_of
 from tierfed.report.load import RunFolder
+from tierfed.report.pairs import paired_grid, paired_tests
 from tierfed.report.stages import before_and_after, origin
 from tierfed.report.style import Chart
 from tierfed.report.tables import comparison_cell, summary_grid
@@ -23,6 +28,7 @@ from tierfed.report.words import INTERVAL, MODEL_NAMES, NONE, Grid, amount, dura
 
 MAX_EMBEDDED = 24
 MAX_LAYERS = 8
+MAX_TREES = 8
 
 
 class Tile(NamedTuple):
@@ -44,19 +50,44 @@ class Section(NamedTuple):
     closed: list[tuple[str, list[Chart]]] = []
 
 
-def render(found: RunFolder | GridFolder, out: Path) -> str:
-    """The whole page as text; `out` is where it will lie, for links to the pages of runs."""
+def render(found: RunFolder | Member | GridFolder, out: Path, reference: str = "") -> str:
+    """The whole page as text.
+
+    :param out: where it will lie, for links to the pages of runs
+    :param reference: of a comparison: the label that all others are tested against, see `paired_tests`
+    """
+    return filled(**content(found, out, reference))
+
+
+def content(found: RunFolder | Member | GridFolder, out: Path, reference: str = "") -> dict[str, Any]:
+    """What the page says, before it is HTML; see `filled`."""
+    if isinstance(found, GridFolder):
+        return _grid_page(found, out, reference)
+    return _run_page(found if isinstance(found, Member) else member_of(found), out)
+
+
+def filled(**page: Any) -> str:
+    """The template of all pages with its parts: title, kind, facts, tiles, sections, configs, commands."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = resources.files("tierfed.report").joinpath("template.html").read_text(encoding="utf-8")
-    page = _run_page(found, out) if isinstance(found, RunFolder) else _grid_page(found, out)
-    # only a script's own end could leave the script element
-    script = Markup(get_plotlyjs().replace("</script", "<\\/script"))
-    return environment.from_string(source).render(page | {"plotly": script, "figure": _figure})
+    parts = {"css": Markup(part("page.css")), "look": Markup(part("look.js")), "figure": embedded}
+    return environment.from_string(part("template.html")).render(page | parts | {"plotly": packed_library()})
 
 
-def _figure(chart: Chart) -> Markup:
+def part(name: str) -> str:
+    """A file of the page."""
+    return resources.files("tierfed.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def packed_library() -> Markup:
+    """Plotly's script as base64 of gzip, the same each time: less than half of the file that it makes."""
+    return Markup(base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode())
+
+
+def embedded(chart: Chart) -> Markup:
+    """A figure as JSON inside of a page."""
     text = json.dumps(chart.figure, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
@@ -65,7 +96,8 @@ def _known(*found: Chart | None) -> list[Chart]:
     return [c for c in found if c is not None]
 
 
-def _run_page(run: RunFolder, out: Path) -> dict[str, Any]:
+def _run_page(member: Member, out: Path) -> dict[str, Any]:
+    run = member.run
     devices = f"{len(run.devices.names)} devices" + (f" in {len(run.teams)} teams" if run.teams else "")
     learning = [charts.learning(run, m) for m in dict.fromkeys((run.metric, "loss"))]
     alpha = [charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"]
@@ -76,8 +108,9 @@ def _run_page(run: RunFolder, out: Path) -> dict[str, Any]:
         Section("Models", [], summary_grid(run)) if run.models else Section("Models", []),
         *_personalization(run, out),
         Section("Learning", _known(*learning)),
-        Section("Devices", _known(charts.per_device(run))),
-        Section("Inside the algorithm", _known(*alpha, charts.moves(run), *other)),
+        Section("Devices", _known(spread.per_device(run), spread.ranked(run), spread.gained(member))),
+        Section("The tree", _known(forest.tree(run), forest.memberships(run), charts.moves(run))),
+        Section("Inside the algorithm", _known(*alpha, *other)),
         Section("Who listens to whom", maps[:MAX_LAYERS], closed=[("More layers", more)] if more else []),
         Section(
             "Cost",
@@ -128,9 +161,10 @@ def _run_tiles(run: RunFolder) -> list[Tile]:
     for model in ("global", "personal_post"):
         if model in run.models:
             statistics = run.statistics(model)
-            hint = f"{metric_name(run.metric)}, mean weighted by test samples" + (
-                f", {run.sample}" if run.sample else ""
+            hint = f"{metric_name(run.metric)}, mean weighted by test samples; std over devices " + score(
+                statistics["std"], run.metric
             )
+            hint += f"; {run.sample}" if run.sample else ""
             value = within(statistics["weighted"], statistics.get("weighted_ci95"), run.metric)
             tiles.append(Tile(MODEL_NAMES[model], value, hint))
     for model in [m for m in ("personal_post", "global") if m in run.models][:1]:
@@ -149,7 +183,7 @@ def _cost_tiles(run: RunFolder) -> list[Tile]:
     return [t for t in tiles if t.value != NONE]
 
 
-def _grid_page(grid: GridFolder, out: Path) -> dict[str, Any]:
+def _grid_page(grid: GridFolder, out: Path, reference: str) -> dict[str, Any]:
     holdings = _known(charts.holdings(grid.members[0].run))
     sources = sorted({m.run.source for m in grid.members})
     sizes = sorted({len(m.run.devices.names) for m in grid.members})
@@ -172,21 +206,31 @@ def _grid_page(grid: GridFolder, out: Path) -> dict[str, Any]:
         [[m.name, m.label, m.run.ended, str(m.run.seed), str(m.run.last_round)] for m in grid.members],
         text=3,
     )
+    tests = paired_grid(paired_tests(grid, reference), grid.metric)
     sections = [
         Section(
             "Comparison",
-            _known(compare.balance(grid)),
-            Grid(("algorithm", *(c.title for c in grid.columns)), rows, note),
+            _known(fronts.balance(grid)),
+            Grid(("algorithm", *(c.title for c in grid.columns)), rows, " ".join([note, *grid.notes])),
             frozenset(bold),
         ),
-        Section("Learning", _known(*(compare.learning(grid, m) for m in ("global", "personal_post")))),
-        Section("Devices", _known(compare.per_device(grid))),
+        Section("Paired tests", [], tests),
+        Section(
+            "Score against cost",
+            _known(*(fronts.pareto(grid, model, cost) for model in ("own", "global") for cost in ("bytes", "joules"))),
+        ),
+        Section("Learning", _known(*(compare.learning(grid, m) for m in MODELS))),
+        Section("Devices", _known(compare.per_device(grid), compare.ranked(grid), compare.gained(grid))),
+        Section("Trees", _trees(grid)),
+        Section("Cost", _known(*(compare.totals(grid, key) for key in ("bytes", "seconds", "joules")))),
         Section("Inside the algorithms", [], closed=_insides(grid)),
         Section("Data", [replace(c, title=f"{c.title}, in {grid.members[0].name}") for c in holdings]),
         Section("Runs", [], runs, links=links),
     ]
     folder = shlex.quote(grid.path.resolve().name)
-    names = [shlex.quote(m.name) for m in grid.members]
+    places = [shlex.quote(_under(grid.path, m.run.path)) for m in grid.members]
+    end = f"report {folder}" if (grid.path / "grid.json").exists() else f"compare {' '.join(places)}"
+    commands = [*(f"tierfed run {place}/config.toml" for place in places), f"tierfed {end}"]
     return {
         "title": f"{len(grid.labels)} algorithms on {', '.join(sources)}",
         "kind": "comparison",
@@ -198,7 +242,7 @@ def _grid_page(grid: GridFolder, out: Path) -> dict[str, Any]:
         "tiles": _grid_tiles(grid),
         "sections": [s for s in sections if s.charts or s.table or s.closed],
         "configs": [(f"Resolved config of {m.name}", m.run.config_text) for m in grid.members],
-        "commands": [*(f"tierfed run {folder}/{name}/config.toml" for name in names), f"tierfed report {folder}"],
+        "commands": commands,
     }
 
 
@@ -216,14 +260,25 @@ def _grid_tiles(grid: GridFolder) -> list[Tile]:
     ]
 
 
+def _trees(grid: GridFolder) -> list[Chart]:
+    """The trees of the first run of each algorithm, side by side, in colors that mean the same in all."""
+    firsts = [grid.of_label(label)[0] for label in grid.labels[:MAX_TREES]]
+    found = [(m, c) for m in firsts if (c := forest.tree(m.run)) is not None]
+    markers = [c.figure["data"][2]["marker"] for _, c in found]
+    for marker, (_, c) in zip(markers, found, strict=True):
+        marker |= {"cmin": min(m["cmin"] for m in markers), "cmax": max(m["cmax"] for m in markers)}
+        c.figure["layout"]["height"] = 400
+    return [replace(c, title=f"{c.title}: {m.name}", half=True) for m, c in found]
+
+
 def _insides(grid: GridFolder) -> list[tuple[str, list[Chart]]]:
-    """Mixing weights, team changes and who listens to whom, of each run that logs them."""
+    """Team changes, mixing weights, ties and who listens to whom, of each run that logs them."""
     found = []
     for member in grid.members:
         run = member.run
         shown = _known(
-            *(charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"),
-            charts.moves(run),
+            forest.memberships(run),
+            *(charts.trace(run, *pair) for pair in run.traces if pair[1] in ("alpha", "tie")),
         )
         shown += _listening(run)[:MAX_LAYERS]
         if shown:
@@ -233,6 +288,12 @@ def _insides(grid: GridFolder) -> list[tuple[str, list[Chart]]]:
 
 def _link(member: Member, out: Path) -> str:
     return _relative(member.run.path / "report.html", out)
+
+
+def _under(root: Path, path: Path) -> str:
+    """The path of a run from the folder that holds the root, or the run's own name where it lies elsewhere."""
+    root, path = root.resolve(), path.resolve()
+    return path.relative_to(root.parent).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _relative(page: Path, out: Path) -> str:

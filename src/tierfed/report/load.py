@@ -143,6 +143,14 @@ class RunFolder:
         """The names of the initial teams, sorted; empty if the tree is flat."""
         return tuple(sorted({t for t in self.devices.teams if t}))
 
+    @cached_property
+    def above(self) -> dict[str, tuple[str, ...]]:
+        """The nodes between the cloud and each initial team, from the cloud down; empty where teams are right below.
+
+        :raises InputError: the file of devices is damaged
+        """
+        return _load(self.path, "devices.parquet", _above)
+
     def panel(self, tier: str, metric: str, model: str = "", split: str = "") -> Panel:
         """One metric of one tier over rounds and nodes; devices come in the order of `devices`.
 
@@ -370,6 +378,13 @@ def _devices(path: Path) -> Devices:
         counts[i, : len(count)] = count
     train, val, test = (table[key].to_numpy().astype(np.int64) for key in ("train", "val", "test"))
     return Devices(names, teams, train, val, test, counts)
+
+
+def _above(path: Path) -> dict[str, tuple[str, ...]]:
+    if "above" not in pq.read_schema(path).names:
+        return {}
+    table = pq.read_table(path, columns=["team", "above"]).to_pylist()
+    return {row["team"]: tuple(row["above"]) for row in table}
 
 
 def _events(path: Path) -> tuple[dict[str, Any], ...]:

@@ -18,6 +18,8 @@ MODEL_COLORS = {"global": "#3b82f6", "team": "#12a37f", "personal_pre": "#d99a00
 MODEL_DASHES = {"global": "solid", "team": "dash", "personal_pre": "dot", "personal_post": "solid"}
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon", "hexagon", "triangle-down")
 HEAT = ((0.0, "rgba(59,130,246,0.04)"), (0.5, "rgba(59,130,246,0.55)"), (1.0, "rgba(37,99,235,1)"))
+SCORES = ((0.0, "#d6336c"), (0.5, "#d9b36a"), (1.0, "#2563eb"))
+"""From a bad score to a good one."""
 
 MAX_POINTS = 500
 

@@ -1,5 +1,6 @@
 """Summaries of a run or a grid: a table for the terminal, a plain dict for JSON."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tierfed.config import STAGE
 from tierfed.errors import InputError
 from tierfed.report.grid import Column, GridFolder
 from tierfed.report.load import RunFolder, finite
+from tierfed.report.pairs import Paired, paired_grid
 from tierfed.report.words import INTERVAL, MODEL_NAMES, Grid, amount, metric_name, spread, within
 
 MARGINS = {"weighted": "weighted_ci95", "mean": "ci95", "gain": "gain_ci95"}
@@ -76,6 +78,11 @@ def summary_table(folder: Path) -> Table:
             for name, *row in summary_grid(found.later).rows:
                 table.add_row(Text(f"{found.later.algorithm}: {name}"), *map(Text, row[: len(grid.headers) - 1]))
         return table
+    return comparison_table(found)
+
+
+def comparison_table(found: GridFolder) -> Table:
+    """Algorithm by number, for the terminal."""
     seeds = ", ".join(map(str, found.seeds))
     title = f"{metric_name(found.metric)}, mean ± std over seeds {seeds}{'; ' * bool(found.sample)}{found.sample}"
     table = Table(title=Text(title), title_justify="left")
@@ -92,14 +99,30 @@ def summary_table(folder: Path) -> Table:
     return table
 
 
+def paired_table(tests: Sequence[Paired], metric: str) -> Table | None:
+    """The paired tests of a comparison, for the terminal; None: there is nothing to pair."""
+    grid = paired_grid(tests, metric)
+    if grid is None:
+        return None
+    table = Table(title=Text("Wilcoxon signed-rank tests; positive: the first one is better"), title_justify="left")
+    for number, header in enumerate(grid.headers):
+        table.add_column(header, justify="left" if number < grid.text else "right")
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 def summary(folder: Path) -> dict[str, Any]:
     """The same numbers as plain values; what is not known or not finite is None.
 
     :raises InputError: the folder is neither a run nor a grid, or it is damaged
     """
     found = read(folder)
-    if isinstance(found, RunFolder):
-        return _run_summary(found)
+    return _run_summary(found) if isinstance(found, RunFolder) else comparison_summary(found)
+
+
+def comparison_summary(found: GridFolder) -> dict[str, Any]:
+    """The numbers of a comparison as plain values."""
     algorithms = {label: {c.key: _mean_std(found.values(label, c)) for c in found.columns} for label in found.labels}
     runs = {m.name: {"label": m.label, **_run_summary(m.run)} for m in found.members}
     return {"kind": "grid", "metric": found.metric, "seeds": list(found.seeds), "algorithms": algorithms, "runs": runs}

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.cluster.hierarchy import leaves_list, linkage
 
 from tierfed.metrics import Floats
 from tierfed.report.load import Ints, RunFolder
@@ -90,9 +89,12 @@ def label_shares(run: RunFolder, members: tuple[str, ...]) -> Floats | None:
 
 def by_labels(run: RunFolder, members: tuple[str, ...]) -> list[str]:
     """Members in an order in which devices with similar labels are neighbors, as given where that is not known."""
+    from scipy.cluster.hierarchy import leaves_list, linkage  # noqa: PLC0415  (half a second to import)
+
     shares = label_shares(run, members)
     if shares is None or len(members) < 3:
         return list(members)
+
     order = leaves_list(linkage(shares, "average", optimal_ordering=True))
     # an order and its reverse are equally good: the one that begins nearer to the first member
     return [members[i] for i in (order if order[0] <= order[-1] else order[::-1])]

@@ -28,6 +28,7 @@ METRIC_NAMES = {
     "alpha": f"mixing weight {ALPHA}",
     "jg": "global loss on validation data",
     "jl": "local loss on validation data",
+    "tie": "distance to the parent's model",
     "zeta": "stopping threshold \N{GREEK SMALL LETTER ZETA}",
 }
 

@@ -10,7 +10,6 @@ import tomli_w
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import spearmanr
 
 from tierfed.metrics import write_atomic
 from tierfed.report.words import MINUS, NONE, duration
@@ -62,6 +61,8 @@ def _absent(outcome: Outcome) -> list[str]:
 
 def rankings(outcome: Outcome) -> list[tuple[str, str, str, str, float]]:
     """(data, quantity, the paper's order, ours, Spearman's rank correlation) where four methods or more have both."""
+    from scipy.stats import spearmanr  # noqa: PLC0415  (a second to import)
+
     out = []
     for quantity in outcome.study.ranked:
         for data in dict.fromkeys(e.line.data for e in outcome.entries):
@@ -71,6 +72,7 @@ def rankings(outcome: Outcome) -> list[tuple[str, str, str, str, float]]:
                 continue
             papers = {e.line.method: e.line.paper or 0.0 for e in both}
             ours = {e.line.method: e.ours or 0.0 for e in both}
+
             rho = float(spearmanr(list(papers.values()), list(ours.values())).statistic)
             out.append((data, quantity, _best_first(papers), _best_first(ours), rho))
     return out

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from tierfed.report.load import RunFolder
 from tierfed.report.svg import beside, heatmap, lines
@@ -41,12 +40,15 @@ def decay(run: RunFolder, layer: str = "") -> float:
     """Spearman's correlation of a weight with the distance between label distributions (half the L1 norm of their
     difference), over the other devices, as a mean over devices and layers, or over devices in one layer.
     """
+    from scipy.stats import spearmanr  # noqa: PLC0415  (a second to import)
+
     last = last_weights(run)
     shares = None if last is None else label_shares(run, last.members)
     if last is None or shares is None:
         return float("nan")
     far = np.round(np.abs(shares[:, None] - shares).sum(2) / 2, 9)  # [N, N]; rounding must not tell equal ones apart
     others = ~np.eye(len(far), dtype=bool)
+
     found = [
         float(spearmanr(far[i, others[i]], m[i, others[i]]).statistic)
         for name, m in last.layers.items()

@@ -1,0 +1,1 @@
+"""Cloud, fogs and devices as processes on real machines."""

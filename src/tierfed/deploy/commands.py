@@ -1,0 +1,294 @@
+"""`tierfed cloud`, `fog`, `device`, `up` and `health`: a run as processes."""
+
+import importlib.util
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from tierfed.config import Config, to_toml
+from tierfed.deploy.joining import address, check_local, run_folder, state_folder
+from tierfed.deploy.logs import begin_log
+from tierfed.deploy.names import CLOUD, folder_name, tree_nodes
+from tierfed.deploy.process import AtWork, Cloud, Nodes, begin_node, world_of
+from tierfed.deploy.status import Beat, metrics, read, serve_metrics, trouble, write
+from tierfed.deploy.up import Crew, environment, parts
+from tierfed.deploy.up import run as run_all
+from tierfed.errors import InputError
+from tierfed.metrics import write_atomic
+from tierfed.options import load
+from tierfed.output import err, listing, out, say
+from tierfed.progress import watching
+from tierfed.session import on_disk
+from tierfed.setup import World, threads
+
+if TYPE_CHECKING:
+    from tierfed.deploy.secure import Network
+
+Source = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file or a preset; the same for all nodes.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder (run.out).")]
+Keys = Annotated[
+    Path | None, typer.Option("--keys", metavar="FOLDER", help="Certificate of the node; keys/nodes/NAME by default.")
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="No certificates; on the loopback device alone.")]
+Listen = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where it listens (deploy.addresses).")]
+Parent = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where its parent listens.")]
+Anew = Annotated[bool, typer.Option("--anew", help="Delete what it has kept: it takes the place of a lost one.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+_STDIN = "TIERFED_STOPS_WITH_STDIN"
+
+
+def cloud(
+    source: Source,
+    set_: Sets = None,
+    data_dir: DataDir = None,
+    out_dir: Out = None,
+    keys: Keys = None,
+    insecure: Insecure = False,
+    listen: Listen = None,
+    as_json: Json = False,
+) -> None:
+    """Be the cloud of a run: begin it, or go on with it after its last committed round."""
+    config = load(source, set_ or [], None, None, data_dir, out_dir)
+    begin_log(config.deploy.log, CLOUD)
+    here = listen or config.deploy.addresses.get(CLOUD, f"{config.deploy.host}:{config.deploy.port}")
+    result = None
+    with _stopping(threading.Event()) as stopped, ExitStack() as ends:
+        network = _network(config, CLOUD, keys, insecure, here)
+        ends.callback(network.transport.close)
+        at_work = Cloud(config, network.transport, gate=network.gate, listen=here)
+        beat = Beat(lambda: _beat_cloud(at_work, run_folder(config)))
+        ends.callback(beat.close)
+        if config.deploy.metrics:
+            ends.callback(serve_metrics(config.deploy.metrics, metrics(at_work.seen)))
+        with watching(out, quiet=as_json) as watch:
+            result = at_work.run(watch)
+    if result is None or result.interrupted:
+        err.print("stopped; the same command goes on", highlight=False)
+        raise typer.Exit(0 if stopped() == signal.SIGTERM else 130)
+    if as_json:
+        say({"folder": str(result.folder), "rounds": result.engine.round, "scores": result.scores})
+    else:
+        out.print(f"folder: {result.folder}", soft_wrap=True, markup=False, highlight=False)
+
+
+def fog(
+    source: Source,
+    name: Annotated[str, typer.Option(metavar="NAME", help="fog-0, fog-1, …; in deeper trees also region-0, …")],
+    set_: Sets = None,
+    data_dir: DataDir = None,
+    out_dir: Out = None,
+    keys: Keys = None,
+    insecure: Insecure = False,
+    listen: Listen = None,
+    parent: Parent = None,
+    anew: Anew = False,
+) -> None:
+    """Be a fog of a run: a child of the cloud, the parent of its devices; until the run is over."""
+    config = load(source, set_ or [], None, None, data_dir, out_dir)
+    _work(config, [name], "fog", keys, insecure, listen or "", parent or "", anew)
+
+
+def device(
+    source: Source,
+    name: Annotated[list[str], typer.Option(metavar="NAME", help="Its name in the data; several: all in one process.")],
+    set_: Sets = None,
+    data_dir: DataDir = None,
+    out_dir: Out = None,
+    keys: Keys = None,
+    insecure: Insecure = False,
+    parent: Parent = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Its own samples, where deploy.devices names it.")
+    ] = None,
+    anew: Anew = False,
+) -> None:
+    """Be a device of a run, or several of them; until the run is over."""
+    if data is not None and len(name) > 1:
+        raise InputError("--data is the file of one device; put {name} into data.path for several in one process")
+    config = load(source, set_ or [], None, None, data_dir, out_dir)
+    _work(config, name, "device", keys, insecure, "", parent or "", anew, data)
+
+
+def up(
+    source: Source,
+    set_: Sets = None,
+    data_dir: DataDir = None,
+    out_dir: Out = None,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", metavar="FOLDER", help="Certificates of all nodes, FOLDER/NAME each.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Be all nodes of a run on this machine, each a process; Ctrl-C stops them, the same command goes on."""
+    config = load(source, set_ or [], None, None, data_dir, out_dir)
+    world = world_of(config)
+    nodes = tree_nodes(world.topology, world.federation.devices)
+    for one in nodes:
+        if one.tier != "device":
+            check_local(address(world, one.name))
+    folder = state_folder(config, CLOUD).parent
+    with on_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "config.toml", to_toml(config))
+    more = ["--insecure"] if keys is None else []
+    crew = Crew(
+        parts=parts(nodes, folder / "config.toml", folder, config.deploy.devices_per_process, more),
+        env=environment(_STDIN),
+    )
+    if keys is not None:
+        for part in crew.parts:
+            part.arguments += ["--keys", str(keys / folder_name(part.nodes[0]) if len(part.nodes) == 1 else keys)]
+    with _stopping(threading.Event()):
+        run_all(crew, out, as_json)
+        if as_json:
+            say({"folder": str(run_folder(config)), "processes": len(crew.parts)})
+        else:
+            out.print(f"folder: {run_folder(config)}", soft_wrap=True, markup=False, highlight=False)
+
+
+def health(
+    source: Source,
+    name: Annotated[str, typer.Option(metavar="NAME", help="cloud, fog-0, or the name of a device.")],
+    set_: Sets = None,
+    out_dir: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Whether a node on this machine is well: exit code 0, else 1."""
+    config = load(source, set_ or [], None, None, None, out_dir)
+    status = read(run_folder(config) if name == CLOUD else state_folder(config, name), name)
+    why = trouble(status)
+    if as_json:
+        say({**asdict(status), "trouble": why})
+    else:
+        listing(f"{name}: {why or ('the run is over' if status.over else 'at work')}", [asdict(status)], False)
+    if why:
+        raise typer.Exit(1)
+
+
+def _work(
+    config: Config, names: Sequence[str], tier: str, keys: Path | None, insecure: bool, listen: str, parent: str,
+    anew: bool,
+    data: Path | None = None,
+) -> None:  # fmt: skip
+    """Nodes of one tier, from their begin to the end of the run."""
+    begin_log(config.deploy.log, names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}")
+    separate = tier == "device" and bool(config.deploy.devices)  # each device has data of its own
+    worlds = {name: world_of(config, name if separate else "", data) for name in (names if separate else names[:1])}
+    world, compute, nodes, over = worlds[names[0]], threading.Lock(), Nodes(), False
+    torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
+    with _stopping(nodes.stopping) as stopped, ExitStack() as ends:
+        ends.callback(nodes.close)
+        for name in names:
+            where = _addresses(world, name, tier, listen, parent)
+            folder = keys / folder_name(name) if keys is not None and len(names) > 1 else keys
+            network = _network(config, name, folder, insecure, *filter(None, where))
+            ends.callback(network.transport.close)
+            one = begin_node(
+                worlds.get(name, world),
+                name,
+                tier,
+                network.transport,
+                gate=network.gate,
+                anew=anew,
+                listen=where[0],
+                parent=where[1],
+                compute=compute,
+            )
+            nodes.at_work.append(one)
+        beat = Beat(lambda: _beat(config, nodes.at_work))
+        ends.callback(beat.close)
+        if config.deploy.metrics:
+            seen = metrics(lambda: [(one.status(), one.node.engine.house) for one in nodes.at_work])
+            ends.callback(serve_metrics(config.deploy.metrics, seen))
+        over = nodes.wait()
+    if not over and stopped() != signal.SIGTERM:
+        raise typer.Exit(130)
+
+
+def _addresses(world: World, name: str, tier: str, listen: str, parent: str) -> tuple[str, str]:
+    """Where a node listens, if it does, and where its parent does."""
+    from tierfed.deploy.joining import find  # noqa: PLC0415
+
+    me = find(world, name, tier)
+    return listen or (address(world, name) if tier == "fog" else ""), parent or address(world, me.parent)
+
+
+def _beat(config: Config, at_work: list[AtWork]) -> None:
+    for one in list(at_work):
+        one.review()
+        write(state_folder(config, one.node.name), one.status())
+
+
+def _beat_cloud(at_work: Cloud, folder: Path) -> None:
+    for status, house in at_work.seen():
+        if house is not None:
+            house.review()
+        if folder.is_dir():
+            write(folder, status)
+
+
+def _network(config: Config, name: str, keys: Path | None, insecure: bool, *addresses: str) -> "Network":
+    """What a node is reached by.
+
+    :raises InputError: the extra is not installed, no certificate, --insecure beyond this machine
+    """
+    if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("cryptography") is None:
+        raise InputError("processes talk over gRPC, which is not installed: pip install 'tierfed[deploy]'")
+    from tierfed.deploy import secure  # noqa: PLC0415  (an extra)
+
+    if insecure:
+        return secure.insecure(config.deploy, *addresses)
+    return secure.secured(config.deploy, keys or Path("keys") / "nodes" / folder_name(name), name)
+
+
+@contextmanager
+def _stopping(event: threading.Event) -> Iterator["_Asked"]:
+    """Ctrl-C and SIGTERM end a process in an orderly way, and so does the end of the standard input where it is asked
+    for.
+    """
+    asked = _Asked()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.by = number
+        if event.is_set():
+            return
+        event.set()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    if os.environ.get(_STDIN):
+        threading.Thread(target=_until_stdin_ends, daemon=True).start()
+    try:
+        yield asked
+    except KeyboardInterrupt:
+        if asked.by != signal.SIGTERM:
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Asked:
+    """Which signal has asked the process to stop; 0: none."""
+
+    by = 0
+
+    def __call__(self) -> int:
+        return self.by
+
+
+def _until_stdin_ends() -> None:
+    while os.read(0, 1 << 16):  # not sys.stdin: its lock must be free when the interpreter ends
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

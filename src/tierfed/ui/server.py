@@ -1,0 +1,56 @@
+"""The process of the live view: an address of this machine and a server on it."""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import uvicorn
+
+from tierfed.errors import InputError
+from tierfed.ui.app import make_app
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Listening(NamedTuple):
+    """A server that has its address but does not answer yet; `server.run(sockets=[sock])` does."""
+
+    server: uvicorn.Server
+    sock: socket.socket
+    url: str
+
+
+def listen(root: Path, host: str = "127.0.0.1", port: int = 0, hosts: Sequence[str] = ()) -> Listening:
+    """Takes an address for the runs below a folder.
+
+    :param host: an address of this machine; others than those of loopback let other machines read
+    :param port: 0: any that is free
+    :param hosts: further names by which a browser may call this machine
+    :raises InputError: no such folder, or nobody can listen there
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder, wanted the one in which your runs are; give its path")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen()  # whoever calls from now on waits until the server is there
+    except (OSError, OverflowError) as err:
+        sock.close()
+        raise InputError(f"cannot listen at {host} port {port}: {err}; take another --port or --host") from None
+    known = [f"[{name}]" if ":" in name else name for name in (*LOOPBACK, host, *hosts)]
+    server: uvicorn.Server
+    config = uvicorn.Config(
+        make_app(root, known, lambda: server.should_exit),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=3,
+    )
+    name = f"[{host}]" if ":" in host else host
+    server = uvicorn.Server(config)
+    return Listening(server, sock, f"http://{name}:{sock.getsockname()[1]}/")

@@ -1,0 +1,81 @@
+"""The commands of nodes: bad input, health, and all nodes of a run as processes that one command begins."""
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli.shell import Shell
+from deploy.harness import config, distance, simulated
+from deploy.processes import CONFIG, RUN, Process, Run, free_ports
+from tierfed.config import to_toml
+from tierfed.deploy.status import FILE, Status, read, trouble, write
+from tierfed.errors import InputError
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cloud", "toy.toml"), "keys/nodes/cloud/node.pem"),
+        (("cloud", "toy.toml", "--insecure", "--listen", "0.0.0.0:7400"), "--insecure works between processes of one"),
+        (("fog", "toy.toml", "--name", "fog-7", "--insecure"), "no fog is called 'fog-7'"),
+        (("fog", "toy.toml", "--name", "fog-0", "--insecure", "--parent", "cloud.example:1"), "--insecure works"),
+        (("device", "toy.toml", "--name", "nobody", "--insecure"), "no device is called 'nobody'"),
+        (("device", "toy.toml", "--name", "0", "--insecure", "--data", "mine.csv"), "--data is for devices with files"),
+        (("cloud", "toy.toml", "--insecure", "--set", "algorithm.name=ppt"), "passes sums from device to device"),
+        (("cloud", "toy.toml", "--insecure", "--set", "topology.teams=ifca"), "works in simulation alone"),
+        (("up", "toy.toml", "--set", "deploy.host=10.0.0.1"), "works between processes of one machine"),
+        (("health", "toy.toml", "--name", "fog-0"), "has left no"),
+    ],
+)
+def test_bad_input(shell: Shell, arguments: tuple[str, ...], message: str) -> None:
+    assert message in shell.bad(*arguments)
+
+
+def test_health(tmp_path: Path, shell: Shell) -> None:
+    status = Status(
+        node="fog-0", pid=os.getpid(), at=time.time(), round=3, joined=True, children=(4, 4), busy_seconds=0.0
+    )
+    folder = tmp_path / "r.nodes" / "fog-0"
+    folder.mkdir(parents=True)
+    write(folder, status)
+    found = json.loads(shell.good("health", "toy.toml", "--name", "fog-0", "--out", "r", "--json"))
+    assert (found["round"], found["trouble"]) == (3, "")
+    assert trouble(status, status.at + 60).startswith("it is not at work")
+    write(folder, replace(status, joined=False))
+    assert shell("health", "toy.toml", "--name", "fog-0", "--out", "r").code == 1
+    (folder / FILE).write_text("[]")
+    with pytest.raises(InputError, match="is damaged"):
+        read(folder, "fog-0")
+
+
+def test_up(tmp_path: Path) -> None:
+    """Ctrl-C ends all processes; the same command goes on, and starts again whoever is killed."""
+    flat = {"fogs": 0, "teams": "auto", "team_rounds": 1}
+    deploy = {"devices_per_process": 0, "port": free_ports(1)}
+    run = {"rounds": 30, "out": RUN}
+    made = config(tmp_path, {"name": "fedavg"}, topology=flat, run=run, deploy=deploy)
+    (tmp_path / CONFIG).write_text(to_toml(made))
+    first = Process(["up", CONFIG], tmp_path, os.environ)
+    first.until("round 2/")
+    first.signal(signal.SIGINT)
+    assert first.wait() == 130
+    first.close()
+    again = Process(["up", CONFIG], tmp_path, os.environ)
+    again.until("round ", 2)
+    devices = read(tmp_path / f"{RUN}.nodes" / "0", "0").pid
+    os.kill(devices, signal.SIGKILL)
+    assert again.wait() == 0, again.text
+    again.close()
+    tiers = {"cloud": "cloud", **{str(i): "device" for i in range(12)}}
+    kept = Run(tmp_path, made, tiers).kept()
+    assert distance(kept, simulated(made)[1]) < 1e-10

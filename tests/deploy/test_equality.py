@@ -1,0 +1,49 @@
+"""What a config simulates deploys with equal results: models, private states, metrics, events, bytes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.harness import config, deploy, distance, simulated
+
+FLOAT64 = 1e-10
+MIXED = {"fogs": [2, 3], "team_rounds": [2, 2], "participation": [1.0, 1.0, 0.7], "teams": "random"}
+LOSSY = {"loss": 0.2, "dropout": 0.1}
+
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "fedavg": {"algorithm": {"name": "fedavg"}},
+    "permfl": {"algorithm": {"name": "permfl"}},
+    "scaffold": {"algorithm": {"name": "scaffold"}},
+    "pfedla at fogs": {"algorithm": {"name": "pfedla", "server_at": "fog", "dim": 4, "width": 4}},
+    "pfedla at the cloud": {"algorithm": {"name": "pfedla", "dim": 4, "width": 4}},
+    "jobfed": {"algorithm": {"name": "jobfed"}},
+    "jobfed in clusters": {
+        "algorithm": {"name": "jobfed", "cluster_scope": "inside_fog"},
+        "topology": {"clusters": 2, "team_rounds": [1, 2], "participation": [1.0, 1.0, 0.8]},
+    },
+    "jobfed, four tiers": {"algorithm": {"name": "jobfed"}, "topology": MIXED},
+    "demlearn": {"algorithm": {"name": "demlearn"}, "topology": {**MIXED, "participation": 1.0}},
+    "scaffold, lossy": {"algorithm": {"name": "scaffold"}, "topology": MIXED, "faults": LOSSY},
+    "fedavg, flat": {"algorithm": {"name": "fedavg"}, "topology": {"fogs": 0, "teams": "auto", "team_rounds": 1}},
+    "fmtl, lossy": {"algorithm": {"name": "fmtl"}, "topology": MIXED, "faults": LOSSY},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_in_simulation(name: str, tmp_path: Path) -> None:
+    tables = {**CASES[name]}
+    wanted = config(tmp_path, tables.pop("algorithm"), **tables)
+    simulation, models = simulated(wanted)
+    deployed = deploy(wanted)
+    assert distance(deployed.kept, models) < FLOAT64
+    theirs = {r[:-1]: r.value for r in simulation.rows}
+    assert {r[:-1]: r.value for r in deployed.result.rows} == pytest.approx(theirs, abs=1e-9)
+    assert deployed.result.events == simulation.events
+    moves = [e for e in simulation.events if e["event"] in ("regroup", "rebuild")]
+    assert bool(moves) == ("jobfed" in name or name == "demlearn")
+    lossy = "faults" in CASES[name]  # what never reaches those who are away is counted, and not sent
+    for depth, link in enumerate(simulation.world.topology.links):
+        for way in ("up",) if lossy else ("down", "up"):
+            counted = sum(r.value for r in simulation.rows if (r.node, r.metric) == (link, f"{way}_bytes"))
+            assert deployed.sent.get((depth, way), 0) == counted, (link, way)
