@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
 
-.PHONY: install demo test test-flower check format bench docs clean
+.PHONY: install demo test test-flower check format bench docs dist clean
 
 install: .venv/.installed
 
@@ -44,6 +44,12 @@ bench: install  ## seconds per round of two small networks, in turns with a plai
 docs: install  ## the site, into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
+
+dist: install  ## wheel and source archive, checked, into dist/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf .venv .venv-flower site dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -154,6 +154,11 @@ def test_the_configuration_reference_is_up_to_date() -> None:
     assert source(ROOT / "docs" / "gen_config.py").page() == (ROOT / "docs/reference/config.md").read_text("utf-8")
 
 
+def test_the_reference_of_commands_is_up_to_date() -> None:
+    """If this fails: python docs/gen_cli.py"""
+    assert source(ROOT / "docs" / "gen_cli.py").page() == (ROOT / "docs/reference/cli.md").read_text("utf-8")
+
+
 def test_every_key_of_the_reference_has_a_meaning() -> None:
     rows = [r for r in (ROOT / "docs/reference/config.md").read_text("utf-8").splitlines() if r.startswith("| `")]
     assert len(rows) > 100

@@ -16,6 +16,7 @@ from tierfed.export import export, load_model
 from tierfed.frames import from_table
 from tierfed.loop import Progress, Result, open_run
 from tierfed.pipeline import personalize, resume, run
+from tierfed.progress import watching
 from tierfed.servers import Idle
 from tierfed.task import Task
 
@@ -49,4 +50,5 @@ __all__ = [
     "personalize",
     "resume",
     "run",
+    "watching",
 ]

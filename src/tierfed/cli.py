@@ -13,41 +13,49 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from tierfed import __version__
 from tierfed import config as configs
 from tierfed.catalog import catalog
 from tierfed.compare_command import compare
+from tierfed.completion import completion
 from tierfed.config import STAGE
 from tierfed.data import DATASETS, heatmap
 from tierfed.deploy.commands import cloud, device, fog, health, up
 from tierfed.deploy.keys_command import keys
 from tierfed.deploy.units import units
+from tierfed.doctor import doctor
 from tierfed.errors import InputError, nearest
 from tierfed.export_command import export
+from tierfed.folders import default_folder, refuse_existing
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
-from tierfed.loop import default_folder, refuse_existing
 from tierfed.options import Address, Engine, elsewhere, load, numbers, single_run
-from tierfed.output import err, folded, listing, out, say
+from tierfed.output import err, facts_table, folded, listing, out, say
 from tierfed.pipeline import personalize as personalize_run
 from tierfed.pipeline import resume as resume_run
 from tierfed.pipeline import run as run_one
 from tierfed.preview import placement_rows, preview, readable
 from tierfed.progress import watching
+from tierfed.project import new
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.holdings import write_holdings
 from tierfed.reproduce import STUDIES, Options, as_dict, left_out, reproduce, result_table, scale_text, write_page
 from tierfed.reproduce import command as to_repeat
 from tierfed.session import on_disk
 from tierfed.setup import World, prepare
+from tierfed.sweep.command import sweep
+from tierfed.sweep.study import is_sweep_folder
 from tierfed.ui_command import ui
 
 
 class Commands(TyperGroup):
     """All commands; what they raise becomes a message and an exit code."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}; {nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -137,6 +145,8 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Go on with a run or a grid after its last committed round."""
+    if is_sweep_folder(folder):
+        raise InputError(f"{folder} is a sweep; go on with it: tierfed sweep {folder}")
     with stoppable(folder), watching(out, quiet=as_json) as watch:
         if is_grid_folder(folder):
             single_run(rounds=rounds, engine=engine, address=address)
@@ -225,7 +235,7 @@ def show(
         return
     out.print(heatmap(first.federation, own=None if first.augmentation is None else first.augmentation.own))
     for name, fact in facts.items():
-        out.print(_facts(name, fact))
+        out.print(facts_table(name, fact))
     if plot is not None:
         out.print(f"plot: {plot}", soft_wrap=True)
 
@@ -246,6 +256,12 @@ def algorithms(as_json: Json = False) -> None:
     listing("Algorithms", catalog(), as_json)
 
 
+@app.command("presets")
+def list_presets(as_json: Json = False) -> None:
+    """All configs that come along, by name: `tierfed run NAME`."""
+    listing("Presets", [{"name": name, "about": configs.preset_about(name)} for name in configs.presets()], as_json)
+
+
 @app.command()
 def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     """All built-in data sets, and whether they are at hand."""
@@ -264,7 +280,7 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 
 app.add_typer(keys, name="keys")
-for command in (export, compare, ui, cloud, fog, device, up, health, units):
+for command in (export, compare, sweep, ui, new, cloud, fog, device, up, health, units, doctor, completion):
     app.command()(command)
 
 
@@ -354,16 +370,6 @@ def stopped(folder: Path, hint: str = "") -> NoReturn:
         hint = f"go on with: tierfed resume {shlex.quote(str(folder))}" if begun else "nothing was written"
     err.print(f"stopped; {hint}", soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(130)
-
-
-def _facts(name: str, facts: dict[str, Any]) -> Table:
-    table = Table(title=Text(name), title_justify="left", show_header=False)
-    for key, value in facts.items():
-        text = (
-            ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        )
-        table.add_row(key.replace("_", " "), Text(text))
-    return table
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The config of a run: TOML tables, checked as a whole before anything is touched."""
 
+import itertools
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,12 +10,14 @@ from typing import Any, Literal
 
 import tomli_w
 
+from tierfed.around import SelectSettings, SweepSettings, TrackSettings
 from tierfed.augment import AugmentSettings
 from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
 from tierfed.deployment import DeploySettings
 from tierfed.errors import InputError, nearest
 from tierfed.faults import Faults
+from tierfed.lookup import near_file
 from tierfed.offload import OffloadSettings
 from tierfed.settings import Count, Natural, NonNegative, build, table
 from tierfed.topology import TopologySettings
@@ -170,6 +173,9 @@ class Config:
     personalize: PersonalizeSettings = field(default_factory=PersonalizeSettings)
     start: StartSettings = field(default_factory=StartSettings)
     grid: GridSettings = field(default_factory=GridSettings)
+    select: SelectSettings = field(default_factory=SelectSettings)
+    track: TrackSettings = field(default_factory=TrackSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
 
 
 def from_table(tables: Mapping[str, Any]) -> Config:
@@ -223,6 +229,16 @@ def presets() -> list[str]:
     )
 
 
+def preset_about(name: str) -> str:
+    """What a preset is: the remark at its head."""
+    lines = _preset(name).splitlines()
+    return " ".join(line.removeprefix("# ") for line in itertools.takewhile(lambda t: t.startswith("#"), lines))
+
+
+def _preset(name: str) -> str:
+    return resources.files("tierfed.presets").joinpath(f"{name}.toml").read_text("utf-8")
+
+
 def read(source: str) -> dict[str, Any]:
     """The tables of a TOML file, or of a preset by its name.
 
@@ -234,13 +250,14 @@ def read(source: str) -> dict[str, Any]:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise InputError(
-                f"cannot read the config {source}: {err}; give the path of a TOML file, or a preset: "
-                f"{', '.join(presets())}"
+                f"cannot read the config {source}: {err}"
+                f"{near_file(path, '.toml') or '; give the path of a TOML file'}; presets: {', '.join(presets())}"
             ) from None
     elif source in presets():
-        text = resources.files("tierfed.presets").joinpath(f"{source}.toml").read_text("utf-8")
+        text = _preset(source)
     else:
-        raise InputError(f"{source!r} is no TOML file and no preset; {nearest(source, presets())}")
+        hint = near_file(path, ".toml").removeprefix("; ") or nearest(source, presets())
+        raise InputError(f"{source!r} is no TOML file and no preset; {hint}")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:

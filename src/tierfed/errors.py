@@ -20,5 +20,10 @@ def nearest(got: str, known: Iterable[str]) -> str:
     names = sorted(islice(known, _MOST_NAMES + 1))
     if len(names) > _MOST_NAMES:
         return f"there are more than {_MOST_NAMES} names, such as {names[0]!r}"
-    close = difflib.get_close_matches(got, names, 1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+    close = closest(got, names)
+    return f"known: {', '.join(names) or 'none'}" if close is None else f"did you mean {close!r}?"
+
+
+def closest(got: str, known: Iterable[str]) -> str | None:
+    """The nearest of some names, if one is near."""
+    return next(iter(difflib.get_close_matches(got, list(known), 1, cutoff=0.5)), None)

@@ -29,6 +29,7 @@ def export(
         float | None, typer.Option(metavar="0.8", help="Share of the weights that becomes zero, smallest first.")
     ] = None,
     tune_epochs: Annotated[int, typer.Option(help="Passes over the device's training data after pruning.")] = 2,
+    last: Annotated[bool, typer.Option("--last", help="Of the last round, where the best one was kept.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit weights and activations (onnx).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -45,6 +46,7 @@ def export(
             prune=prune,
             tune_epochs=tune_epochs,
             int8=int8,
+            last=last,
             watch=watch,
         )
     if as_json:

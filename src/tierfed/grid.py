@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tierfed.config import Config, GridSettings, local_training, to_toml
 from tierfed.errors import InputError
-from tierfed.loop import make_folder, read_baseline, read_run, refuse_existing
+from tierfed.folders import make_folder, read_baseline, read_run, refuse_existing
 from tierfed.metrics import write_atomic
 from tierfed.pool import run_all
 from tierfed.result import Watcher

@@ -7,38 +7,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from tierfed.augment.gan import Tell
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
-from tierfed.config import Config, GridSettings, from_table, load_config, read, to_toml
+from tierfed.config import Config, GridSettings, from_table, load_config, to_toml
 from tierfed.data import Dataset, Federation
-from tierfed.disk import disk_error
 from tierfed.engine import Engine
 from tierfed.errors import InputError
-from tierfed.evaluation import evaluate, kind
+from tierfed.evaluation import evaluate
+from tierfed.folders import default_folder, make_folder, read_baseline, read_run, refuse_existing, run_tables
 from tierfed.frames import dataset
-from tierfed.metrics import Row, Scores, main_metric, write_atomic
+from tierfed.metrics import Row, Scores, write_atomic
 from tierfed.result import Progress, Result, Watcher
+from tierfed.selection import BEST, selection
 from tierfed.session import Scorer, Session, on_disk
 from tierfed.setup import World, prepare, threads
 from tierfed.start import Start, left_by
 from tierfed.store import DiskStore, MemoryStore
+from tierfed.track import tracked
 
 __all__ = [
     "Progress",
     "Result",
     "Watcher",
     "begun",
-    "default_folder",
-    "make_folder",
     "open_run",
-    "read_run",
     "resume",
     "run",
 ]
@@ -91,6 +86,7 @@ def run(
     world = prepare(config, data, module, federation=over.federation, tell=tell)
     over.check(world)
     baseline = read_baseline(world)
+    selection(world)  # what it refuses, it refuses before there is a folder
     start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:
         return _loop(world, MemoryStore(), None, [], [], watch, baseline, start, over)
@@ -133,7 +129,7 @@ def resume(
     path = Path(path)
     config = begun(path, data, module)
     if rounds is not None or engine:
-        tables = _tables(path)
+        tables = run_tables(path)
         run = {**tables["run"], **({} if rounds is None else {"rounds": rounds})}
         config = from_table({**tables, "run": run, "engine": {**tables.get("engine", {}), **(engine or {})}})
     if data is not None:
@@ -170,18 +166,24 @@ def resume(
 
 
 @contextmanager
-def open_run(path: Path | str, *, data: Any = None, module: nn.Module | None = None) -> Iterator[Result]:
+def open_run(
+    path: Path | str, *, data: Any = None, module: nn.Module | None = None, best: bool = False
+) -> Iterator[Result]:
     """A run as its last commit left it, to take models and scores from; nothing is trained, nothing written.
 
     :param data: what was given to `run`; :param module: the same
-    :raises InputError: as `resume`; also a run without a committed round
+    :param best: as the best round left it, where the config asks for it ([select])
+    :raises InputError: as `resume`; also a run without a committed round, or without a best one
     """
     path = Path(path)
     config = begun(path, data, module)
+    where = path / (BEST if best else "state")
+    if best and not (where / "data.mdb").is_file():
+        raise InputError(f"the run in {path} has kept no best round; ask for it with select.by when it is trained")
     none = InputError(f"the run in {path} has no committed round; go on with it: `tierfed resume {path}`")
-    if not (path / "state" / "data.mdb").is_file():
+    if not (where / "data.mdb").is_file():
         raise none
-    store = DiskStore(path / "state")
+    store = DiskStore(where)
     try:
         if not store.meta:
             raise none
@@ -226,6 +228,23 @@ def with_given(config: Config, data: Any, module: nn.Module | None) -> tuple[Con
     return config, data
 
 
+@contextmanager
+def at_best(run: Result) -> Iterator[Result]:
+    """A run at hand as its best round left it.
+
+    :raises InputError: it has kept none
+    """
+    if run.folder is None or not (run.folder / BEST / "data.mdb").is_file():
+        raise InputError("the run has kept no best round; it needs a folder, and select.by in its config")
+    store = DiskStore(run.folder / BEST, run.world.device)
+    try:
+        engine = run.world.engine(store)
+        engine.restore(store.meta)
+        yield replace(run, engine=engine)
+    finally:
+        store.close()
+
+
 def _left(world: World, data: Any, module: nn.Module | None) -> Start | None:
     """What the run that start.run names has left."""
     where = world.config.start.run
@@ -257,50 +276,6 @@ def begun(path: Path, data: Any, module: nn.Module | None, call: str = "resume")
     return config
 
 
-def read_run(path: Path) -> Config:
-    """The config of a run folder.
-
-    :raises InputError: it is none, or its config cannot be read
-    """
-    return from_table(_tables(path))
-
-
-def _tables(path: Path) -> dict[str, Any]:
-    if not (path / "config.toml").is_file():
-        raise InputError(f"{path} is no run folder (it has no config.toml); give the folder of a run")
-    return read(str(path / "config.toml"))
-
-
-def default_folder(config: Config) -> Path:
-    """runs/<data set>-<algorithm>-s<seed>"""
-    name = str(config.algorithm.get("label", config.algorithm.get("name")))
-    return Path("runs") / f"{config.data.source}-{name}-s{config.run.seed}".replace(":", ".").replace("/", ".")
-
-
-def refuse_existing(path: Path) -> None:
-    """:raises InputError: there is something at the place of a new run folder"""
-    if path.exists() or path.is_symlink():
-        hint = f"`tierfed resume {path}` goes on with it; " if (path / "config.toml").exists() else ""
-        raise InputError(f"the run folder {path} exists; {hint}for a new run choose another one with run.out")
-
-
-def make_folder(path: Path) -> None:
-    """A new folder for a run.
-
-    :raises InputError: it exists, or cannot be made
-    """
-    refuse_existing(path)
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        refuse_existing(path)
-        raise InputError(
-            f"the run folder {path} cannot be made: a file is in its way; choose another run.out"
-        ) from None
-    except OSError as err:
-        raise disk_error(path, err) from None
-
-
 def _teller(config: Config, path: Path | None, watch: Watcher | None) -> Callable[[str], None] | None:
     """Tells a watcher what goes on before round 0."""
     if watch is None:
@@ -322,70 +297,41 @@ def _loop(
     start: Start | None,
     over: Over,
 ) -> Result:
-    config, engine = world.config, over.engine(world, store, _teller(world.config, path, watch))
-    session = Session(world, engine, store, path, rows, happened, watch, baseline, identity(world), start, over.score)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
-    interrupted, first = False, int(store.meta.get("round", 0))
-    try:
-        engine.open()
-        if store.meta:
-            engine.restore(store.meta)
-            session.note({"round": engine.round, "event": "resume"})
-            session.export()
-        else:
-            session.begin()
-        while engine.round < config.run.rounds and not store.meta.get("stopped"):
-            session.round()
-        session.note({"round": engine.round, "event": "done"})
-    except KeyboardInterrupt:
-        store.discard()
-        interrupted = True
-    finally:
-        torch.set_num_threads(before)
-        engine.close()
-    session.export()
-    trained = int(store.meta.get("round", 0)) - first
-    return Result(
-        folder=path,
-        rows=rows,
-        events=happened,
-        world=session.world,  # with the teams that were formed
-        engine=engine,
-        recorded=session.ties.known,
-        trained=trained,
-        interrupted=interrupted,
-    )
-
-
-def read_baseline(world: World) -> Scores | None:
-    """The main metric of a finished local-only run on the same devices, personal_post of its last evaluation.
-
-    :raises InputError: eval.baseline is no such run. Where one of the two evaluates a sample of the devices, some that
-        both have are enough
-    """
-    where = world.config.eval.baseline
-    if where is None:
-        return None
-    try:
-        metrics = pq.read_table(Path(where) / "metrics.parquet")
-    except (OSError, pa.ArrowException) as err:
-        raise InputError(
-            f"eval.baseline = {where!r} cannot be read: {err}; give the folder of a finished run"
-        ) from None
-    wanted = {"model": "personal_post", "tier": "device", "metric": main_metric(kind(world))}
-    for column, value in wanted.items():
-        metrics = metrics.filter(pc.equal(metrics[column], value))
-    metrics = metrics.filter(pc.equal(metrics["round"], pc.max(metrics["round"])))
-    found = dict(zip(metrics["node"].to_pylist(), metrics["value"].to_pylist(), strict=True))
-    federation = world.federation
-    known = [i for i, name in enumerate(federation.devices) if name in found]
-    missing = [d for d, rows in zip(federation.devices, federation.test, strict=True) if len(rows) and d not in found]
-    if known and missing and (world.config.eval.devices or read_run(Path(where)).eval.devices):
-        missing = []
-    if missing:
-        raise InputError(
-            f"eval.baseline = {where!r} has no personal_post score of device {missing[0]!r}; "
-            "give a finished local-only run on the same data"
+    with tracked(world.config, path, watch) as tell:
+        config, engine = world.config, over.engine(world, store, _teller(world.config, path, tell))
+        session = Session(
+            world, engine, store, path, rows, happened, tell, baseline, identity(world), start, over.score
         )
-    return Scores(np.array(known, np.int64), np.array([found[federation.devices[i]] for i in known]))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
+        interrupted, first = False, int(store.meta.get("round", 0))
+        try:
+            engine.open()
+            if store.meta:
+                engine.restore(store.meta)
+                session.keep_best()  # a kill may have come between the commit and the copy
+                session.note({"round": engine.round, "event": "resume"})
+                session.export()
+            else:
+                session.begin()
+            while engine.round < config.run.rounds and not store.meta.get("stopped"):
+                session.round()
+            session.note({"round": engine.round, "event": "done"})
+        except KeyboardInterrupt:
+            store.discard()
+            interrupted = True
+        finally:
+            torch.set_num_threads(before)
+            engine.close()
+        session.export()
+        trained = int(store.meta.get("round", 0)) - first
+        return Result(
+            folder=path,
+            rows=rows,
+            events=happened,
+            world=session.world,  # with the teams that were formed
+            engine=engine,
+            recorded=session.ties.known,
+            trained=trained,
+            interrupted=interrupted,
+        )

@@ -37,3 +37,14 @@ def listing(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     for row in rows:
         table.add_row(*(Text("yes" if v is True else "no" if v is False else str(v)) for v in row.values()))
     out.print(table)
+
+
+def facts_table(name: str, facts: dict[str, Any]) -> Table:
+    """Some facts of one thing, one a row."""
+    table = Table(title=Text(name), title_justify="left", show_header=False)
+    for key, value in facts.items():
+        text = (
+            ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        )
+        table.add_row(key.replace("_", " "), Text(text))
+    return table

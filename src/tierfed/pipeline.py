@@ -19,6 +19,7 @@ from tierfed.config import (
     personalization,
 )
 from tierfed.errors import InputError
+from tierfed.folders import read_run
 from tierfed.result import Progress, Result, Watcher
 from tierfed.session import fingerprint
 from tierfed.settings import build
@@ -144,7 +145,7 @@ def clear_leftover(path: Path) -> None:
 
 def _check_stage(path: Path, rounds: int | None) -> None:
     """:raises InputError: the second stage of a run is begun, and does not fit to the first one"""
-    config, out = loop.read_run(path), path / STAGE
+    config, out = read_run(path), path / STAGE
     if rounds not in (None, config.run.rounds):
         raise InputError(
             f"the models of {path} are personalized already ({out}), from the round that it ended with; for other "
@@ -152,7 +153,7 @@ def _check_stage(path: Path, rounds: int | None) -> None:
         )
     if personalization(config) is None:
         return
-    found = loop.read_run(out)
+    found = read_run(out)
     if fingerprint(found) != fingerprint(staged(config, str(path), out, found.start.round)):
         raise InputError(
             f"{out} holds another personalization than {path / 'config.toml'} asks for; undo the change, or delete "

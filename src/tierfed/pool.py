@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tierfed.config import Config
 from tierfed.errors import InputError
-from tierfed.loop import read_run
+from tierfed.folders import read_run
 from tierfed.pipeline import clear_leftover, resume, run
 from tierfed.result import Progress, Watcher
 from tierfed.session import fingerprint

@@ -1,13 +1,16 @@
-"""Live progress in a terminal; one line per evaluation elsewhere."""
+"""Live progress in a terminal and in a notebook; one line per evaluation elsewhere."""
 
-from collections.abc import Iterator
+import html
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from tierfed.loop import Progress, Watcher
+from tierfed.result import Progress, Watcher
 
 _SHORT = {"global": "global", "team": "team", "personal_pre": "personal", "personal_post": "personal (post)"}
 
@@ -26,10 +29,30 @@ def megabytes(count: int) -> str:
 
 
 @contextmanager
-def watching(console: Console, quiet: bool = False) -> Iterator[Watcher | None]:
-    """A watcher for runs: a bar with ETA for each on a terminal, a line per evaluation when piped."""
+def watching(console: Console | None = None, quiet: bool = False) -> Iterator[Watcher | None]:
+    """A watcher for runs: a bar with ETA for each on a terminal, a table that renews itself in a notebook, a line per
+    evaluation when piped.
+
+        with tierfed.watching() as watch:
+            tierfed.run(config, watch=watch)
+    """
+    console = Console() if console is None else console
     if quiet:
         yield None
+    elif (display := _notebook()) is not None:
+        seen: dict[str, Progress] = {}
+        handle: Any = None
+
+        def renew(p: Progress) -> None:
+            nonlocal handle
+            seen[p.name] = p
+            page = display.HTML(as_html(seen.values()))
+            if handle is None:
+                handle = display.display(page, display_id=True)
+            else:
+                handle.update(page)
+
+        yield renew
     elif console.is_terminal:
         with _bars(console) as bars:
             tasks: dict[str, TaskID] = {}
@@ -53,6 +76,26 @@ def watching(console: Console, quiet: bool = False) -> Iterator[Watcher | None]:
                 console.print(text, soft_wrap=True, highlight=False, markup=False)
 
         yield line
+
+
+def _notebook() -> Any:
+    """IPython's display, where this process is the kernel of a notebook; else None."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    return sys.modules.get("IPython.display")
+
+
+def as_html(progress: Iterable[Progress]) -> str:
+    """A row for each run: how far it is, its last scores, its bytes."""
+    rows = [
+        f"<tr><th>{html.escape(p.name)}</th>"
+        f'<td><progress value="{p.round}" max="{p.round if p.stopped else p.rounds}"></progress> '
+        f"{p.round}/{p.rounds}</td><td>{html.escape(p.doing or p.stopped or scores(p))}</td>"
+        f"<td>{megabytes(p.bytes)}</td></tr>"
+        for p in progress
+    ]
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _bars(console: Console) -> Bars:

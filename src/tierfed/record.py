@@ -1,6 +1,7 @@
 """What a round leaves behind: rows of the metrics and events."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,18 @@ def headline(rows: list[Row]) -> dict[str, float]:
     return {
         r.model: r.value for r in rows if r.tier == "cloud" and r.metric in ("accuracy/weighted", "abs_error/weighted")
     }
+
+
+def numbers(rows: Iterable[Row]) -> dict[str, float]:
+    """The numbers of a round that are not of single devices or fogs, by name: "personal_pre/accuracy/worst",
+    "cloud/joules", "link/cloud-fog/up_bytes".
+    """
+    out = {}
+    for r in rows:
+        if r.tier in ("cloud", "link") or not r.node:
+            place = r.model or (f"link/{r.node}" if r.tier == "link" else r.tier)
+            out[f"{place}/{r.metric}"] = r.value
+    return out
 
 
 def device_table(world: World) -> pa.Table:

@@ -1,10 +1,12 @@
 """What a run tells while it runs, and what it leaves in the hands of Python."""
 
 import copy
+import html
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +38,9 @@ class Progress:
     doing: str = ""  # what goes on between rounds and before round 0, where that takes a while
     margins: dict[str, float] = field(default_factory=dict)
     """Half widths of the 95 % confidence intervals of the scores, where a sample of the devices was evaluated."""
+    metrics: dict[str, float] = field(default_factory=dict, repr=False)
+    """Numbers of this round, not those of single devices: scores as "personal_pre/accuracy/worst", costs as
+    "cloud/joules", "link/cloud-fog/up_bytes"."""
 
 
 Watcher = Callable[[Progress], None]
@@ -67,6 +72,29 @@ class Result:
     def ties(self) -> pa.Table:
         """Who listens to whom in long form: round, node, layer, device, other, weight; empty where nobody mixes."""
         return ties_table(self.world, self.recorded)
+
+    def frame(self, library: Literal["pandas", "polars"] = "pandas") -> Any:
+        """`metrics` as a data frame.
+
+        :raises InputError: no such library, or it is not installed
+        """
+        if library not in ("pandas", "polars"):
+            raise InputError(f"library = {library!r} is unknown; {nearest(library, ('pandas', 'polars'))}")
+        try:
+            frames = importlib.import_module(library)
+        except ModuleNotFoundError as err:
+            if err.name != library:
+                raise
+            raise InputError(
+                f"{library} is not installed; pip install {library}, or take `metrics`, a pyarrow table"
+            ) from None
+        return self.metrics.to_pandas() if library == "pandas" else frames.from_arrow(self.metrics)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the last scores."""
+        where = "no folder" if self.folder is None else html.escape(str(self.folder))
+        rows = "".join(f"<tr><th>{name}</th><td>{value:.4f}</td></tr>" for name, value in self.scores.items())
+        return f"<table><caption>round {self.engine.round}, {where}</caption>{rows}</table>"
 
     @property
     def scores(self) -> dict[str, float]:

@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     MASK = 13
     KINDS = 14
     EVALUATION = 15
+    VALIDATION = 16
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

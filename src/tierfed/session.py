@@ -26,12 +26,14 @@ from tierfed.record import (
     events,
     headline,
     margins,
+    numbers,
     score_rows,
     summed,
     trace_rows,
     transfer_event,
 )
 from tierfed.result import Progress, Watcher
+from tierfed.selection import BEST, after, ended, judged, selection
 from tierfed.settings import table
 from tierfed.setup import World
 from tierfed.start import Start
@@ -51,8 +53,8 @@ def fingerprint(config: Config) -> str:
     """What must not change between start and resume."""
     tables = table(config)
     tables["run"] = {k: v for k, v in tables["run"].items() if k not in _FREE}
-    tables.pop("eval")
-    tables.pop("deploy")  # where processes are
+    for name in ("eval", "sweep", "track", "deploy"):
+        tables.pop(name)
     # folders may be called from elsewhere: what a run has left, and what its data are, is in the checkpoint
     tables["start"].pop("run", None)
     tables["data"].pop("dir", None)
@@ -94,6 +96,7 @@ class Session:
             self.constant["computed"] = {"kernel": world.choice.kernel, "shares": world.choice.shares}
         begun = with_parents(world.topology, store, BEGUN)
         self.placed = begun is not world.topology
+        self.selection, self.selected = selection(world), store.meta.get("select")
         self.world = replace(world, topology=begun)
 
     def note(self, event: dict[str, Any]) -> None:
@@ -124,6 +127,7 @@ class Session:
             happened.append({"round": 0, "event": "offload", **self.world.placement})
         self._send(self.world.transfers if self.start is None else self.start.transfers, 0, rows, happened)
         rows = summed(rows)
+        self._select(0, rows)
         rows += self._evaluate(0, last=False)
         happened += self.ties.measure(self.world, self.engine, 0)
         self._finish(0, rows, happened, "", True, True)
@@ -175,6 +179,11 @@ class Session:
         rows, happened = cost_rows(self.world, number, cost, self.clock_seconds), events(self.world, number, log)
         stopped = self.engine.stopped()
         last = bool(stopped) or number >= config.run.rounds
+        better = False
+        if last or number % config.eval.every == 0:
+            better, ended = self._select(number, rows)
+            stopped = stopped or ended
+            last = last or bool(ended)
         if last and self.world.at_end:
             self._send(self.world.at_end, number, rows, happened)
             rows = summed(rows)
@@ -185,7 +194,24 @@ class Session:
             happened += self.ties.measure(self.world, self.engine, number)
         if stopped:
             happened.append({"round": number, "event": "stop", "rule": stopped})
-        self._finish(number, rows, happened, stopped, due, last or number % config.run.checkpoint_every == 0)
+        commit = last or better or number % config.run.checkpoint_every == 0
+        self._finish(number, rows, happened, stopped, due, commit)
+
+    def _select(self, number: int, rows: list[Row]) -> tuple[bool, str]:
+        """Judges the models on validation data: whether they are the best so far, and why the run ends here, if so."""
+        if self.selection is None:
+            return False, ""
+        value = judged(self.selection, self.world, self.engine)
+        rows.append(Row(number, "cloud", "cloud", "", "val", "validation", value))
+        self.selected = after(self.selection, self.selected, value, number)
+        return self.selected["round"] == number, ended(self.selection, self.selected)
+
+    def keep_best(self) -> None:
+        """The checkpoint that was just committed is kept beside the run's own, where it is that of the best round."""
+        if self.selected is None or self.selected["round"] != self.engine.round:
+            return
+        if self.path is not None and isinstance(self.store, DiskStore):
+            self.store.copy(self.path / BEST)
 
     def _evaluate(self, number: int, last: bool) -> list[Row]:
         """Scores and statistics after a round."""
@@ -199,7 +225,9 @@ class Session:
         if self.watch is not None:
             self.watch(self._progress(self.engine.round, doing=doing))
 
-    def _progress(self, number: int, evaluated: bool = False, stopped: str = "", doing: str = "") -> Progress:
+    def _progress(
+        self, number: int, evaluated: bool = False, stopped: str = "", doing: str = "", rows: Sequence[Row] = ()
+    ) -> Progress:
         return Progress(
             name=self.path.name if self.path else "run",
             round=number,
@@ -210,6 +238,7 @@ class Session:
             bytes=self.bytes,
             stopped=stopped,
             doing=doing,
+            metrics=numbers(rows),
         )
 
     def _finish(
@@ -217,20 +246,23 @@ class Session:
     ) -> None:
         self.pending.append({"round": number, "rows": rows, "events": happened})
         if commit:
-            numbers = {"clock_seconds": self.clock_seconds, "bytes": self.bytes, "stopped": stopped}
+            counted: dict[str, Any] = {"clock_seconds": self.clock_seconds, "bytes": self.bytes, "stopped": stopped}
+            if self.selected is not None:
+                counted["select"] = self.selected
             with uninterrupted():
-                self.store.commit({**self.engine.meta(), **numbers, **self.constant}, self.pending)
+                self.store.commit({**self.engine.meta(), **counted, **self.constant}, self.pending)
                 for entry in self.pending:
                     self.rows += entry["rows"]
                     self.events += entry["events"]
                 self.pending = []
                 self.ties.committed()
+                self.keep_best()
         if evaluated:
             self.scores, self.margins = headline(rows), margins(rows)
         if time.monotonic() - self.exported > _EXPORT_SECONDS:
             self.export()
         if self.watch is not None:
-            self.watch(self._progress(number, evaluated, stopped))
+            self.watch(self._progress(number, evaluated, stopped, rows=rows))
 
     def export(self) -> None:
         """The files that reports are made from, of the committed rounds, each whole or not at all."""

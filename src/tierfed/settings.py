@@ -1,6 +1,7 @@
 """Settings: frozen dataclasses of plain values, checked when they are made from a table of a config file."""
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
@@ -9,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticUserError
 
-from tierfed.errors import InputError, nearest
+from tierfed.errors import InputError, closest, nearest
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -52,10 +53,18 @@ def _explain(cls: type, errors: list[Any], got: Mapping[str, Any], where: str) -
         if path not in found:
             found[path] = [_value(got, path, where)]
         reason = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
-        reason = reason[:1].lower() + reason[1:]
+        reason = reason[:1].lower() + reason[1:] + _meant(error)
         again = len(found[path]) > 1 and reason.startswith("input should be ")
         found[path].append(reason.removeprefix("input should be ") if again else reason)
     return "; ".join(first + ", or ".join(dict.fromkeys(rest)) for first, *rest in found.values())
+
+
+def _meant(error: Any) -> str:
+    """The nearest of the words that a setting may be."""
+    if error["type"] != "literal_error" or not isinstance(error["input"], str):
+        return ""
+    close = closest(error["input"], re.findall(r"'([^']+)'", error["ctx"]["expected"]))
+    return "" if close is None else f"; did you mean {close!r}?"
 
 
 def _place(cls: Any, loc: tuple[Any, ...]) -> tuple[tuple[str, ...], Any]:
@@ -96,6 +105,15 @@ def _value(got: Any, path: tuple[str, ...], where: str) -> str:
 def part(cls: type[T], of: Any) -> T:
     """A dataclass from the fields of the same names of a larger one."""
     return cls(**{f.name: getattr(of, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables by keys with dots: ("data.split.test", 0.3)."""
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def table(settings: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ round stays.
 """
 
 import json
+import shutil
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -305,6 +306,19 @@ class DiskStore:
         needed = (info["last_pgno"] + 1) * self._env.stat()["psize"] + size + _MAP_BYTES // 4
         if needed > info["map_size"]:
             self._env.set_mapsize(max(2 * info["map_size"], 2 * needed))
+
+    def copy(self, path: Path) -> None:
+        """What is committed, as a store in another folder, in the place of the one there: whole or not at all.
+
+        :raises InputError: the disk is full
+        """
+        fresh = path / "fresh"
+        with explained(path):
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            self._env.copy(str(fresh), compact=True)
+            (fresh / "data.mdb").replace(path / "data.mdb")
+            shutil.rmtree(fresh)
 
     def discard(self) -> None:
         """Forgets what was put since the last commit."""

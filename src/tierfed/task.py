@@ -3,7 +3,6 @@ alike.
 """
 
 import copy
-import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch.func import functional_call, grad_and_value
 from tierfed.algorithm import Batch, Data
 from tierfed.dropout import replace_dropout
 from tierfed.errors import InputError, nearest
+from tierfed.lookup import imported
 from tierfed.tree import Params, Tree, take
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs [B, C], targets [B, ...]) -> loss of each sample [B]
@@ -56,15 +56,11 @@ def loss_by_name(name: str) -> Loss:
     """
     if name in LOSSES:
         return LOSSES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise InputError(
             f"unknown loss {name!r}; {nearest(name, LOSSES)}; or give your own as 'package.module:function'"
         )
-    try:
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as err:
-        raise InputError(f"loss {name!r} cannot be imported: {err}; check the module path and the name") from None
+    return imported("loss", name, callable)  # type: ignore[no-any-return]
 
 
 Valued = Callable[[Params], tuple[Tensor, Params]]  # what is trained -> (loss [], statistics)

@@ -126,7 +126,7 @@ def test_killed_at_every_place(permfl: Run) -> None:
     assert distance(permfl.kept(), simulated(permfl.config, Absent())) < FLOAT64
 
 
-def test_a_device_that_is_cut_off_hangs_and_has_no_disk(
+def test_a_device_that_is_cut_off_hangs_and_has_no_disk(  # noqa: PLR0915  one run of processes for all of it
     tmp_path: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One real process, all others in this one. The fog waits as long as it takes, but for the device that hangs."""

@@ -250,6 +250,7 @@ def test_two_supernodes_of_one_device_are_an_error(tmp_path: Path) -> None:
         ({"algorithm": {"name": "ppt"}}, "talk to its server alone"),
         ({"augment": {"kind": "share"}}, "augment.kind = 'share'"),
         ({"personalize": {"mechanism": "ftl"}}, "personalize.mechanism = 'ftl'"),
+        ({"select": {"by": "personal_pre"}}, "select.by = 'personal_pre'"),
         ({"offload": {"mode": "edge"}}, "offload.mode = 'edge'"),
         ({"start": {"run": "before"}}, "start.run = 'before'"),
     ],

@@ -5,6 +5,7 @@ cheap, `VARIANTS` adds options.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from support import toy_task
 from tierfed.algorithm import Algorithm
 from tierfed.algorithms import REGISTRY, make
 from tierfed.task import Task
+from tierfed.testing.laws import Subject, is_relayed
+from tierfed.testing.trees import TREES
 
 QUICK: dict[str, dict[str, Any]] = {
     "finetune": {"tune_epochs": 1},
@@ -97,14 +100,15 @@ def task_of(
         return Task(nn.Linear(8, 4).to(dtype))
 
 
+def subject(name: str) -> Subject:
+    """A case as the laws take it."""
+    places = tuple(tree for tree in TREES if fits(name, tree))
+    return Subject(algorithm=CASES[name], task=partial(task_of, name), trees=places)
+
+
 def liftable() -> list[str]:
     """The cases whose fogs are relays on a tree: they must not notice it."""
-    out = []
-    for name in sorted(CASES.keys() - DEEP):
-        _, *fogs = CASES[name].tiers(task_of(name), (1, 2, 4, 12))
-        if all(fog.relay for fog in fogs):
-            out.append(name)
-    return out
+    return [name for name in sorted(CASES.keys() - DEEP) if is_relayed(subject(name))]
 
 
 def fits(name: str, tree: str) -> bool:

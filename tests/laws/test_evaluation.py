@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from laws.cases import CASES, fits, task_of
-from laws.world import DEVICES, by_name, evaluated, relative, small_plan, trace, trees
+from laws.cases import CASES, fits, subject, task_of
+from laws.world import DEVICES, evaluated, relative, small_plan, trace, trees
 from support import ENGINES, Ids, gap, make_engine, toy_task
 from tierfed import evaluation
 from tierfed.algorithm import Data
@@ -22,6 +22,7 @@ from tierfed.evaluation import Found, evaluate
 from tierfed.metrics import Kind
 from tierfed.plan import Plan
 from tierfed.task import LOSSES, Task
+from tierfed.testing.laws import evaluation_leaves_no_trace
 from tierfed.tree import Tree, mix, take
 
 
@@ -32,12 +33,7 @@ def after(kind: str, name: str, rounds: int = 2) -> Engine:
 
 @pytest.mark.parametrize(("name", "kind"), [(n, "vectorized") for n in CASES] + [("jobfed", "serial")])
 def test_evaluation_leaves_no_trace(name: str, kind: str) -> None:
-    engine = after(kind, name, 1)
-    before, round_, bursts = dict(by_name(engine)), engine.round, len(engine.log.bursts)
-    first = evaluated(engine)
-    assert gap(by_name(engine), before) == 0.0
-    assert (engine.round, len(engine.log.bursts)) == (round_, bursts)
-    assert gap(evaluated(engine), first) == 0.0
+    evaluation_leaves_no_trace(subject(name), kind)
 
 
 @pytest.mark.parametrize("name", ["fedbn", "hierfavg", "jobfed, team"])

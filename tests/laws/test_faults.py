@@ -6,15 +6,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from laws.cases import CASES, fits, task_of
+from laws.cases import CASES, subject
 from laws.world import DEVICES, MODES, Exactly, by_name, happened, small_plan, trace, trees
 from support import ENGINES, Ids, apart, gap, make_engine, records, run, toy_task
 from tierfed.algorithm import Algorithm
 from tierfed.algorithms import make
 from tierfed.engine.base import Engine
 from tierfed.faults import Faults
+from tierfed.testing.laws import silence_changes_nothing
 from tierfed.topology import Topology
-from tierfed.tree import Params, Tree, leaves, nbytes, tmap, zeros
+from tierfed.tree import Params, Tree, nbytes, tmap, zeros
 
 FAR = ["3 tiers", "4 tiers"]
 
@@ -34,30 +35,8 @@ def table(engine: Engine, name: str) -> dict[int, Tree]:
 
 @pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("name", CASES)
-def test_a_cloud_that_hears_nobody_keeps_its_state(name: str, kind: str) -> None:
-    tree = "3 tiers" if fits(name, "3 tiers") else "clusters"
-    engine = make_engine(kind, CASES[name], task_of(name), small_plan(), trees()[tree], Faults(loss=(1.0, 0.0, 0.0)))
-    before = engine.kept(0, 0)
-    run(engine, 1)
-    assert gap(engine.kept(0, 0), before) == 0.0
-    assert {int(i) for v in engine.log.visits for i in v.devices} == set(range(DEVICES))
-    assert len(table(engine, "own")) == (DEVICES if any(True for _ in leaves(engine.begun(0))) else 0)
-
-
-@pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("name", CASES)
-def test_who_is_away_stays_as_it_was(name: str, kind: str) -> None:
-    engine = make_engine(
-        kind, CASES[name], task_of(name), small_plan(), trees()["clusters"], Faults(dropout=(0.0, 0.0, 1.0))
-    )
-    before = engine.kept(0, 0)
-    log = engine.step()
-    assert table(engine, "own") == {}
-    assert gap(engine.kept(0, 0), before) == 0.0
-    assert sum(int(b.up_bytes.sum()) for b in log.bursts) == 0
-    assert sum(len(v.devices) for v in log.visits) == 0
-    assert log.moved == []
-    assert log.silent[2] > 0
+def test_silence_changes_nothing(name: str, kind: str) -> None:
+    silence_changes_nothing(subject(name), kind)
 
 
 @pytest.mark.parametrize("kind", ENGINES)

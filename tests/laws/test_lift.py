@@ -2,27 +2,15 @@
 
 import pytest
 
-from laws.cases import CASES, liftable, task_of
-from laws.world import ROUNDS, by_name, small_plan, trees
+from laws.cases import CASES, liftable, subject
+from laws.world import small_plan, trees
 from support import gap, make_engine, run, toy_task
-from tierfed.engine.base import Engine
-from tierfed.tree import Tree
-
-
-def without_fogs(engine: Engine) -> Tree:
-    """What the cloud and the devices keep, and what the cloud remembers of devices."""
-    return {k: v for k, v in by_name(engine).items() if k.partition("/")[0] in ("own", "kept0", "rows0")}
+from tierfed.testing.laws import relays_are_not_there
 
 
 @pytest.mark.parametrize("name", liftable())
 def test_relays_are_not_there(name: str) -> None:
-    task, plan = task_of(name), small_plan()
-    flat, *others = (
-        without_fogs(run(make_engine("vectorized", CASES[name], task, plan, settings), ROUNDS))
-        for settings in trees().values()
-    )
-    assert "kept0/0" in flat
-    assert [gap(flat, other) <= 1e-12 for other in others] == [True] * 3
+    relays_are_not_there(subject(name))
 
 
 @pytest.mark.parametrize("kind", ["serial", "vectorized"])

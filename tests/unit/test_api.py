@@ -46,7 +46,7 @@ def test_exports() -> None:
     assert tierfed.__all__ == [
         "Algorithm", "Average", "Batch", "Config", "Data", "Dataset", "Federation", "Idle", "Info", "InputError",
         "Progress", "Relay", "Result", "Task", "Tier", "__version__", "export", "from_table", "load_config",
-        "load_model", "open_run", "personalize", "resume", "run",
+        "load_model", "open_run", "personalize", "resume", "run", "watching",
     ]  # fmt: skip
     assert all(hasattr(tierfed, name) for name in tierfed.__all__)
 
@@ -94,6 +94,35 @@ def test_a_folder_without_a_committed_round_is_not_opened(tmp_path: Path) -> Non
         pass
 
 
+def test_metrics_as_a_frame() -> None:
+    result = tierfed.run(SMALL, data=columns(), folder=False)
+    for library in ("pandas", "polars"):
+        pytest.importorskip(library)
+        frame = result.frame(library)  # type: ignore[arg-type]
+        assert type(frame).__module__.startswith(library)
+        assert list(frame.columns) == ["round", "tier", "node", "model", "split", "metric", "value"]
+        assert frame["value"].to_list() == result.metrics["value"].to_pylist()
+    with pytest.raises(tierfed.InputError, match="did you mean 'polars'"):
+        result.frame("poolars")  # type: ignore[arg-type]
+    page = result._repr_html_()
+    assert "<th>personal_pre</th><td>" in page
+    assert f"{result.scores['global']:.4f}" in page
+
+
+def test_progress_of_a_notebook() -> None:
+    from tierfed.progress import as_html
+
+    page = as_html(
+        [
+            tierfed.Progress(name="a<b", round=1, rounds=4, scores={"global": 0.5}, evaluated=True, bytes=2_000_000),
+            tierfed.Progress(name="c", round=0, rounds=4, scores={}, evaluated=False, bytes=0, doing="reading"),
+        ]
+    )
+    assert page.count("<tr>") == 2
+    assert '<th>a&lt;b</th><td><progress value="1" max="4"></progress> 1/4</td><td>global 0.500</td>' in page
+    assert "reading" in page
+
+
 def same_data(a: tierfed.Dataset, b: tierfed.Dataset) -> bool:
     assert a.device is not None
     assert b.device is not None
@@ -116,7 +145,9 @@ def test_a_table_is_what_the_same_rows_in_a_file_are(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns()), tmp_path / "table.parquet")
     expected = open_source(DataSettings(source="parquet", path=str(tmp_path / "table.parquet")))
     assert expected.features == ("a", "b", "c")
-    for frame in (columns(), pa.table(columns()), OnlyArrow(pa.table(columns())), pandas.DataFrame(columns())):
+    polars = pytest.importorskip("polars")
+    frames = (pa.table(columns()), OnlyArrow(pa.table(columns())), pandas.DataFrame(columns()))
+    for frame in (columns(), *frames, polars.DataFrame(columns())):
         assert same_data(tierfed.from_table(frame), expected)
 
 

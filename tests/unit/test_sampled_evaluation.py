@@ -18,7 +18,7 @@ from rich.console import Console
 import tierfed
 from tierfed import Dataset, InputError, Progress, Result
 from tierfed.evaluation import evaluate, evaluated
-from tierfed.loop import read_baseline
+from tierfed.folders import read_baseline
 from tierfed.metrics import Row, Scores, confidence
 from tierfed.preview import preview
 from tierfed.progress import scores as told

@@ -1,7 +1,6 @@
 """Algorithms: one file per method, a row for each in `tierfed.registry`; third parties add theirs by the entry point
 group `tierfed.algorithms`, or name them in a config as "package.module:Class"."""
 
-import importlib
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -9,6 +8,7 @@ from typing import Any
 
 from tierfed.algorithm import Algorithm
 from tierfed.errors import InputError, nearest
+from tierfed.lookup import imported
 from tierfed.registry import REGISTRY, Entry
 from tierfed.settings import build
 
@@ -41,11 +41,12 @@ def make(name: str, settings: Mapping[str, Any] | None = None, where: str = "alg
             f"unknown algorithm {name!r}; {nearest(name, known())}; or give your own as 'package.module:Class'"
         )
     target, preset = (entry.target, entry.preset) if entry else (name, {})
-    module, _, attribute = target.partition(":")
-    try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as err:
-        raise InputError(f"algorithm {name!r} cannot be imported: {err}; check the module path and the name") from None
-    if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
+    cls: Any = imported("algorithm", target, _is_algorithm)
+    if not _is_algorithm(cls):
         raise InputError(f"algorithm {name!r} is {cls!r}; wanted a subclass of tierfed.algorithm.Algorithm")
-    return build(cls, {**preset, **(settings or {})}, where)
+    algorithm: Algorithm = build(cls, {**preset, **(settings or {})}, where)
+    return algorithm
+
+
+def _is_algorithm(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Algorithm)

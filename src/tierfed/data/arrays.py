@@ -16,6 +16,7 @@ import numpy.typing as npt
 from numpy._core.multiarray import _reconstruct
 
 from tierfed.errors import InputError, nearest
+from tierfed.lookup import near_file
 
 Array = npt.NDArray[Any]
 
@@ -29,7 +30,7 @@ def existing(path: Path) -> Path:
     :raises InputError: it is not
     """
     if not path.is_file():
-        raise InputError(f"there is no file {path}; check data.path and data.dir")
+        raise InputError(f"there is no file {path}{near_file(path) or '; check data.path and data.dir'}")
     return path
 
 

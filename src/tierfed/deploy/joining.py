@@ -17,7 +17,7 @@ from tierfed.deploy.journal import digest
 from tierfed.deploy.names import ROAMING, Node, folder_name, tree_nodes
 from tierfed.deploy.transport import Peer
 from tierfed.errors import InputError, nearest
-from tierfed.loop import default_folder
+from tierfed.folders import default_folder
 from tierfed.session import fingerprint
 from tierfed.setup import World
 

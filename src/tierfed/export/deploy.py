@@ -22,10 +22,11 @@ from tierfed.export.check import Variant, compared, losses, refuse_other_predict
 from tierfed.export.prune import keep_largest, masked, tuned, weights
 from tierfed.export.quantize import quantized
 from tierfed.kinds import default_model
-from tierfed.loop import open_run
+from tierfed.loop import at_best, open_run
 from tierfed.metrics import main_metric, write_atomic
 from tierfed.models import MODELS
 from tierfed.result import Result
+from tierfed.selection import BEST
 from tierfed.session import on_disk
 from tierfed.tree import Params
 
@@ -66,6 +67,7 @@ def export(
     int8: bool = False,
     data: Any = None,
     module: nn.Module | None = None,
+    last: bool = False,
     watch: Told | None = None,
 ) -> Export:
     """Writes the model of one device of a finished run to a file, after it was checked on that device's test data.
@@ -81,6 +83,7 @@ def export(
     :param tune_epochs: passes over the device's training data after pruning, with the learning rate of the run
     :param int8: static quantization, calibrated on the device's training data
     :param data: what was given to `run`; :param module: the same; only where `run` is a folder
+    :param last: of the last round, where the run has kept its best one ([select]), whose model is taken otherwise
     :param watch: is told what is being done
     :raises InputError: what cannot be exported, or does not predict what PyTorch does; nothing is then written
     """
@@ -91,7 +94,7 @@ def export(
     if format == "onnx":
         onnx.require_packages()
     told = watch or (lambda text: None)
-    with _opened(run, data, module) as result:
+    with _opened(run, data, module, last) as result:
         source = _source(result, device, model, format, prune, int8)
         variants, content = _stages(source, format, prune, tune_epochs, int8, told)
         kind = kind_of(result.world)
@@ -216,14 +219,18 @@ def _refuse(path: Path, made: bool) -> None:
 
 
 @contextmanager
-def _opened(run: Path | str | Result, data: Any, module: nn.Module | None) -> Iterator[Result]:
-    """A finished run.
+def _opened(run: Path | str | Result, data: Any, module: nn.Module | None, last: bool) -> Iterator[Result]:
+    """A finished run, at its best round where it has kept one.
 
     :raises InputError: it is a grid, or not at its end
     """
     if isinstance(run, Result):
         _finished(run)
-        yield run
+        if last or run.folder is None or not (run.folder / BEST / "data.mdb").is_file():
+            yield run
+            return
+        with at_best(run) as result:
+            yield result
         return
     folder = Path(run)
     if (folder / "grid.json").exists():
@@ -231,12 +238,17 @@ def _opened(run: Path | str | Result, data: Any, module: nn.Module | None) -> It
         raise InputError(f"{folder} holds several runs; give the folder of one: {', '.join(runs) or 'none yet'}")
     with open_run(folder, data=data, module=module) as result:
         _finished(result)
-        yield result
+        if last or not (folder / BEST / "data.mdb").is_file():
+            yield result
+            return
+        with at_best(result) as best:
+            yield best
 
 
 def _finished(result: Result) -> None:
     done, wanted = result.engine.round, result.world.config.run.rounds
-    if done < wanted and not result.engine.stopped():
+    stopped = any(event.get("event") == "stop" for event in result.events)
+    if done < wanted and not stopped:
         where = "tierfed.run" if result.folder is None else f"`tierfed resume {result.folder}`"
         raise InputError(
             f"the run has trained {done} of its {wanted} rounds; bring it to its end first: {where} "

@@ -23,7 +23,8 @@ from tierfed.evaluation import Found, found
 from tierfed.flower.common import Given, Settled, Source, check_world
 from tierfed.flower.fleet import Fleet
 from tierfed.flower.records import framed, numbers_of, packed, tree_of
-from tierfed.loop import Over, read_run, resume, run, with_given
+from tierfed.folders import read_run
+from tierfed.loop import Over, resume, run, with_given
 from tierfed.metrics import Kind, Scores
 from tierfed.result import Progress, Result
 from tierfed.session import fingerprint

@@ -70,6 +70,7 @@ def _check(config: Config) -> None:
         "augment.kind": config.augment.kind,
         "offload.mode": config.offload.mode,
         "personalize.mechanism": config.personalize.mechanism,
+        "select.by": config.select.by or "none",
         "start.run": config.start.run or "none",
     }
     for key, value in wrong.items():

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tierfed.config import STAGE
 from tierfed.errors import InputError
+from tierfed.lookup import near_run
 from tierfed.report.grid import Column, GridFolder
 from tierfed.report.load import RunFolder, finite
 from tierfed.report.pairs import Paired, paired_grid
@@ -25,7 +26,9 @@ def read(folder: Path) -> RunFolder | GridFolder:
     :raises InputError: the folder is neither, or it is damaged
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder, wanted the folder of a run or a grid; check the path")
+        raise InputError(
+            f"{folder} is no folder, wanted the folder of a run or a grid{near_run(folder) or '; check the path'}"
+        )
     return GridFolder.read(folder) if (folder / "grid.json").exists() else RunFolder.read(folder)
 
 

@@ -193,12 +193,16 @@ def _stops(found: RunFolder) -> list[int]:
 def _wanted(study: Study, options: Options) -> set[str]:
     """The methods that are asked for.
 
-    :raises InputError: a study has no such method
+    :raises InputError: a study has no such method, or number of devices
     """
     names = {c.method for c in study.cases} | {line.algorithm for line in study.lines if line.count is not None}
     for name in options.methods:
         if name not in names:
             raise InputError(f"--methods {name!r} is no method of {study.name}; {nearest(name, names)}")
+    there = sorted({c.clients for c in study.cases})
+    for count in options.clients:
+        if count not in there:
+            raise InputError(f"--clients {count}: {study.name} has {' and '.join(map(str, there))}")
     return set(options.methods) or names
 
 
