@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
 
-.PHONY: install demo test check format bench docs dist clean
+.PHONY: install demo test test-flower check format bench docs dist clean
 
 install: .venv/.installed
 
@@ -18,6 +18,15 @@ demo: install  ## JobFed, FedAvg and local-only training on smartwatch data; end
 
 test: install  ## the whole suite
 	$(BIN)/python -m pytest
+
+.venv-flower/.installed: pyproject.toml constraints-flower.txt
+	test -x .venv-flower/bin/python || $(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/python -m pip install --quiet --constraint constraints-flower.txt --editable '.[flower]' \
+		pytest pytest-xdist pytest-timeout
+	touch $@
+
+test-flower: .venv-flower/.installed  ## what runs on Flower, whose versions are not those of .venv
+	.venv-flower/bin/python -m pytest tests/flower
 
 check: install  ## lint, format, types, layers
 	$(BIN)/ruff check .
@@ -43,4 +52,4 @@ dist: install  ## wheel and source archive, checked, into dist/
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:
-	rm -rf .venv site dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-flower site dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -13,7 +13,7 @@ from torch import nn
 from tierfed.augment.gan import Tell
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
 from tierfed.config import Config, GridSettings, from_table, load_config, to_toml
-from tierfed.data import Federation
+from tierfed.data import Dataset, Federation
 from tierfed.engine import Engine
 from tierfed.errors import InputError
 from tierfed.evaluation import evaluate
@@ -77,14 +77,7 @@ def run(
     :param over: where rounds are walked
     :raises InputError: anything in the config that does not fit; the folder exists; the disk is full
     """
-    config = replace(load_config(config), grid=GridSettings())
-    if data is not None:
-        data = dataset(data, config.data.columns)
-        config = replace(config, data=replace(config.data, source=GIVEN + data.name, path=None))
-    if module is not None:
-        if not isinstance(module, nn.Module):
-            raise InputError(f"module is {module!r:.80}; wanted an nn.Module, for example module=Net()")
-        config = replace(config, model=replace(config.model, name=GIVEN + type(module).__name__))
+    config, data = with_given(replace(load_config(config), grid=GridSettings()), data, module)
     path = Path(config.run.out or default_folder(config))
     if folder:
         config = replace(config, run=replace(config.run, out=str(path)))
@@ -131,7 +124,7 @@ def resume(
     :param data: what was given to `run`; :param module: the same
     :param over: where rounds are walked
     :raises InputError: no run folder, another config, data or model than the run began with, a damaged checkpoint,
-        another process at work on it
+        another process at work on it, private states that are elsewhere
     """
     path = Path(path)
     config = begun(path, data, module)
@@ -144,6 +137,8 @@ def resume(
     store = DiskStore(path / "state")
     try:
         check_config(store, path, config)
+        if store.meta.get("elsewhere") and over is HERE:
+            raise InputError(f"the run in {path} cannot go on here: {store.meta['elsewhere']}")
         if module is not None:
             module = as_begun(store, module)
         world = prepare(
@@ -216,6 +211,21 @@ def open_run(
         )
     finally:
         store.close()
+
+
+def with_given(config: Config, data: Any, module: nn.Module | None) -> tuple[Config, Dataset | None]:
+    """The config of a run with what the caller has at hand, and that as a data set.
+
+    :raises InputError: no table, no module
+    """
+    if data is not None:
+        data = dataset(data, config.data.columns)
+        config = replace(config, data=replace(config.data, source=GIVEN + data.name, path=None))
+    if module is not None:
+        if not isinstance(module, nn.Module):
+            raise InputError(f"module is {module!r:.80}; wanted an nn.Module, for example module=Net()")
+        config = replace(config, model=replace(config.model, name=GIVEN + type(module).__name__))
+    return config, data
 
 
 @contextmanager

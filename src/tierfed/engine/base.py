@@ -53,6 +53,7 @@ class Engine(ABC):
     ) -> None:
         self.algorithm, self.tasks, self.plan, self.store = algorithm, tasks, plan, store
         self.faults, self.kinds, self.clock, self.edge = faults or Faults(), kinds, clock, edge
+        self.elsewhere = ""  # why the private states of devices are not in the store; empty: they are
         self.exchanged: dict[int, tuple[int, int]] = {}  # bytes down and up of visits that are not booked yet
         self.seed, self.round, self.log = topology.seed, 0, RoundLog()
         self.beginning = Beginning(store, [t.init() for t in tasks], kinds)
@@ -137,7 +138,12 @@ class Engine(ABC):
         self.store.put(f"kept{depth}", node, take(state, self.kept(depth, node)))
 
     def own(self, device: int) -> Tree:
-        """The private state of a device."""
+        """The private state of a device.
+
+        :raises InputError: it never leaves the device, and this process is not there
+        """
+        if self.elsewhere and any(True for _ in leaves(self.begun(device))):
+            raise InputError(self.elsewhere)
         return with_default(self.store, "own", device, lambda: self.begun(device))
 
     def put_own(self, device: int, state: Tree) -> None:
@@ -379,11 +385,11 @@ class Engine(ABC):
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint needs beside the store's records."""
-        return {"round": self.round}
+        return {"round": self.round, **({"elsewhere": self.elsewhere} if self.elsewhere else {})}
 
     def restore(self, meta: dict[str, Any]) -> None:
         """The inverse of `meta`, on an engine over a store that was committed with it."""
-        self.round = int(meta["round"])
+        self.round, self.elsewhere = int(meta["round"]), str(meta.get("elsewhere", ""))
         if "parents" in meta:  # of a run that was begun before they were records
             self.set_topology(self.topology.rebuilt(meta["parents"]))
         self._arrange(with_parents(self.topology, self.store, PARENTS))

@@ -1,0 +1,1 @@
+"""An algorithm of tierfed on Flower."""
