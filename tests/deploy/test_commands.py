@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,24 +59,31 @@ def test_health(tmp_path: Path, shell: Shell) -> None:
         read(folder, "fog-0")
 
 
+def kill_device(folder: Path) -> None:
+    """kill -9 of the process of device 0, as soon as its state names the one that is at work."""
+    for _ in range(200):
+        with suppress(ProcessLookupError):
+            os.kill(read(folder, "0").pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+    raise AssertionError("no process of device 0 was there")
+
+
 def test_up(tmp_path: Path) -> None:
     """Ctrl-C ends all processes; the same command goes on, and starts again whoever is killed."""
     flat = {"fogs": 0, "teams": "auto", "team_rounds": 1}
     deploy = {"devices_per_process": 0, "port": free_ports(1)}
-    run = {"rounds": 30, "out": RUN}
+    run = {"rounds": 60, "out": RUN}
     made = config(tmp_path, {"name": "fedavg"}, topology=flat, run=run, deploy=deploy)
     (tmp_path / CONFIG).write_text(to_toml(made))
-    first = Process(["up", CONFIG], tmp_path, os.environ)
-    first.until("round 2/")
-    first.signal(signal.SIGINT)
-    assert first.wait() == 130
-    first.close()
-    again = Process(["up", CONFIG], tmp_path, os.environ)
-    again.until("round ", 2)
-    devices = read(tmp_path / f"{RUN}.nodes" / "0", "0").pid
-    os.kill(devices, signal.SIGKILL)
-    assert again.wait() == 0, again.text
-    again.close()
+    with closing(Process(["up", CONFIG], tmp_path, os.environ)) as first:
+        first.until("round 2/")
+        first.signal(signal.SIGINT)
+        assert first.wait() == 130
+    with closing(Process(["up", CONFIG], tmp_path, os.environ)) as again:
+        again.until("round ", 2)
+        kill_device(tmp_path / f"{RUN}.nodes" / "0")
+        assert again.wait() == 0, again.text
     tiers = {"cloud": "cloud", **{str(i): "device" for i in range(12)}}
     kept = Run(tmp_path, made, tiers).kept()
     assert distance(kept, simulated(made)[1]) < 1e-10

@@ -220,5 +220,5 @@ class TestCommand:
             child.send_signal(signal.SIGINT)
             _, err = child.communicate(timeout=60)
         finally:
-            child.kill()
+            child.close()
         assert (child.returncode, err) == (0, "")
