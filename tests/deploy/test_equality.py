@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+import tierfed
 from deploy.harness import config, deploy, distance, simulated
+from tierfed.errors import InputError
 
 FLOAT64 = 1e-10
 MIXED = {"fogs": [2, 3], "team_rounds": [2, 2], "participation": [1.0, 1.0, 0.7], "teams": "random"}
@@ -47,3 +49,16 @@ def test_as_in_simulation(name: str, tmp_path: Path) -> None:
         for way in ("up",) if lossy else ("down", "up"):
             counted = sum(r.value for r in simulation.rows if (r.node, r.metric) == (link, f"{way}_bytes"))
             assert deployed.sent.get((depth, way), 0) == counted, (link, way)
+
+
+def test_private_states_stay_at_the_devices(tmp_path: Path) -> None:
+    """The run folder has the global model; it makes no personal ones up, and nothing is simulated on."""
+    deployed = deploy(config(tmp_path, {"name": "permfl"}), folder=True)
+    folder = deployed.result.folder
+    assert folder is not None
+    with tierfed.open_run(folder) as found:
+        assert found.global_model() is not None
+        with pytest.raises(InputError, match="in their own folders"):
+            found.personal_model(found.world.federation.devices[0])
+    with pytest.raises(InputError, match=r"cannot go on here: .* in their own folders"):
+        tierfed.resume(folder, rounds=9)

@@ -194,6 +194,9 @@ def begin_node(
     return AtWork(node=one, member=member, store=kept, listener=listener)
 
 
+_AT_DEVICES = "private states of its devices are in their own folders; go on with `tierfed cloud` or `tierfed up`"
+
+
 def _nothing() -> None:
     """Nobody has to be woken."""
 
@@ -256,7 +259,9 @@ class Cloud:
 
     def _begin(self, world: World, store: DiskStore | MemoryStore, tell: Tell | None) -> Engine:
         world = replace(world, config=replace(world.config, deploy=self.config.deploy))
-        return self._open(Deployed(world, store, run=_run_name(store)))
+        engine = self._open(Deployed(world, store, run=_run_name(store)))
+        engine.elsewhere = _AT_DEVICES
+        return engine
 
     def _open(self, engine: Deployed) -> Deployed:
         """Lets children in, those of an engine before this one too."""
