@@ -204,7 +204,8 @@ def _become(request: dict[str, Any]) -> None:
     if request["file_size"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], request["file_size"]))
     option, what, *rest = request["arguments"]
-    sys.path[0] = request["cwd"]
+    given = filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = [request["cwd"], *(path for path in given if path not in sys.path[1:])]
     sys.argv = [what if option == "-m" else option, *rest]
     if option == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)

@@ -73,7 +73,7 @@ def test_up(tmp_path: Path) -> None:
     """Ctrl-C ends all processes; the same command goes on, and starts again whoever is killed."""
     flat = {"fogs": 0, "teams": "auto", "team_rounds": 1}
     deploy = {"devices_per_process": 0, "port": free_ports(1)}
-    run = {"rounds": 60, "out": RUN}
+    run = {"rounds": 30, "out": RUN}
     made = config(tmp_path, {"name": "fedavg"}, topology=flat, run=run, deploy=deploy)
     (tmp_path / CONFIG).write_text(to_toml(made))
     with closing(Process(["up", CONFIG], tmp_path, os.environ)) as first:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cli.shell import DEVICES, Shell, begin, toy_arrays, wait_for
+from cli.shell import DEVICES, Shell, environment, toy_arrays, wait_for
 from deploy.pki import parent
 from tierfed.deploy.identity import load_credentials
+from zygote import start
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_enrollment(ca: Shell) -> None:
     ca.good("keys", "issue", "fog-0")
     Path("token").write_text(ca.good("keys", "token", "dan", "--parent", "fog-0", "--hours", "1"))
     assert told(ca, "token", "eve", "--roaming")["parent"] == "*"
-    child = begin(ca.folder, "keys", "serve", "--bind", "127.0.0.1:0")
+    child = start("-m", "tierfed", "keys", "serve", "--bind", "127.0.0.1:0", cwd=ca.folder, env=environment())
     try:
         address = wait_for(child, "waiting for nodes").split(" at ")[1].split(";")[0]
         enrolled = told(ca, "enroll", "token", "--address", address, "--out", "dan")[0]
@@ -139,7 +140,7 @@ def test_enrollment(ca: Shell) -> None:
         child.send_signal(signal.SIGINT)
         said, errors = child.communicate(timeout=60)
     finally:
-        child.kill()
+        child.close()
         child.wait()
     assert child.returncode == 130, errors
     assert "enrolled device 'dan'" in said

@@ -55,7 +55,7 @@ def pictured(draw: st.DrawFn) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for _ in range(draw(st.integers(1, 2))):
-            following, window = draw(st.integers(1, 9)), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+            following, window = draw(st.integers(1, 9)), tuple(draw(st.integers(1, min(3, n))) for n in size)
             padding = tuple(draw(st.integers(0, k - 1)) for k in window)
             layers.append(nn.Conv2d(channels, following, window, padding=padding, bias=draw(st.booleans())))
             channels = following
