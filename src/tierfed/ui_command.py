@@ -28,13 +28,17 @@ def ui(
             raise
         raise InputError(f"the live view needs {err.name}, which is not installed; pip install 'tierfed[ui]'") from None
     server, sock, url = listen(folder, host, port, allow_host or ())
-    try:
+
+    def ready() -> None:
         Console().print(f"live view of {folder}: {url}", soft_wrap=True, markup=False, highlight=False)
         if host not in LOOPBACK:
             told = "every computer that reaches this address can read these runs; there is no password"
             Console(stderr=True).print(f"warning: {told}", soft_wrap=True)
         if show:
             typer.launch(url)
+
+    server.ready = ready
+    try:
         server.run(sockets=[sock])
     except KeyboardInterrupt:  # the way to end it
         pass

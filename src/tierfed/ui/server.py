@@ -1,7 +1,7 @@
 """The process of the live view: an address of this machine and a server on it."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +13,22 @@ from tierfed.ui.app import make_app
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+class Server(uvicorn.Server):
+    """A server that says when it answers; from then on Ctrl-C ends it in good order."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready: Callable[[], object] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready()
+
+
 class Listening(NamedTuple):
     """A server that has its address but does not answer yet; `server.run(sockets=[sock])` does."""
 
-    server: uvicorn.Server
+    server: Server
     sock: socket.socket
     url: str
 
@@ -41,7 +53,7 @@ def listen(root: Path, host: str = "127.0.0.1", port: int = 0, hosts: Sequence[s
         sock.close()
         raise InputError(f"cannot listen at {host} port {port}: {err}; take another --port or --host") from None
     known = [f"[{name}]" if ":" in name else name for name in (*LOOPBACK, host, *hosts)]
-    server: uvicorn.Server
+    server: Server
     config = uvicorn.Config(
         make_app(root, known, lambda: server.should_exit),
         log_level="warning",
@@ -52,5 +64,5 @@ def listen(root: Path, host: str = "127.0.0.1", port: int = 0, hosts: Sequence[s
         timeout_graceful_shutdown=3,
     )
     name = f"[{host}]" if ":" in host else host
-    server = uvicorn.Server(config)
+    server = Server(config)
     return Listening(server, sock, f"http://{name}:{sock.getsockname()[1]}/")
