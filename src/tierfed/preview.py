@@ -12,12 +12,13 @@ from tierfed.data.dataset import Part
 from tierfed.engine import Engine
 from tierfed.formation import forming, pending
 from tierfed.offload import BEST, SplitTask
-from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements, size
+from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements
 from tierfed.record import task_summary
 from tierfed.report.words import amount, duration
 from tierfed.setup import World, offloaded
 from tierfed.store import MemoryStore
 from tierfed.tree import Tree, nbytes
+from tierfed.wire import payload
 
 
 def preview(world: World) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _visit(engine: Engine, device: int) -> tuple[dict[str, int], Tree]:
     """
     message, reply, state = dry_visit(engine, device)
     task, inside = engine.task(device), engine.topology.colocated[-1:] == (True,)
-    down, up = (0 if inside else size(task.crossing(m)) for m in (message, reply))
+    down, up = (0 if inside else payload(task.crossing(m)) for m in (message, reply))
     return {"down": down, "up": up}, state
 
 

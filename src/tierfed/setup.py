@@ -34,6 +34,8 @@ from tierfed.engine import ENGINES, Engine, Vectorized
 from tierfed.engine.ray_crew import RayCrew
 from tierfed.errors import InputError
 from tierfed.kinds import Ids, about, labels, networks
+from tierfed.link_checks import check_links, linked
+from tierfed.links import NONE, Links
 from tierfed.offload import BEST, SplitTask, layers_of
 from tierfed.placement import (
     bench,
@@ -77,6 +79,8 @@ class World:
     """What crosses the links once, before round 1."""
     at_end: tuple[Transfer, ...] = ()
     """What crosses them once after the last round."""
+    links: Links = NONE
+    """What happens to replies on their way."""
     edge: Edge | None = None
     """Who computes what, where devices leave work to their edges."""
     placement: dict[str, Any] | None = None
@@ -112,6 +116,7 @@ class World:
             kinds=self.kinds,
             clock=self.clock,
             edge=self.edge,
+            links=self.links,
         )
         if isinstance(engine, Vectorized):
             engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
@@ -205,6 +210,7 @@ def prepare(
             task.verify(x[at], y[at])
             algorithm.tiers(task, topology.shape)  # what it asks of a model is asked of every one
     check_tree(config, algorithm, tasks[0], topology)
+    links, plan = linked(config, topology, plan, federation.classes)
     check_personalization(config, algorithm, tasks, kinds, plan, federation, topology)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
     made: dict[str, Params] = {}
@@ -229,8 +235,15 @@ def prepare(
         device=device,
         engine_name="vectorized" if config.engine.name == "auto" else config.engine.name,
         kinds=kinds,
+        links=links,
     )
-    world = world if config.offload.mode == "none" else offloaded(world)
+    return _checked(world, computed, draft, tell)
+
+
+def _checked(world: World, computed: Mapping[str, Any] | None, draft: bool, tell: Tell | None) -> World:
+    """The same with work left to edges, and with a choice of how it is computed."""
+    world = world if world.config.offload.mode == "none" else offloaded(world)
+    check_links(world.config, world.engine(MemoryStore()))
     return world if world.engine_name == "serial" else replace(world, choice=_choice(world, computed, draft, tell))
 
 
