@@ -28,6 +28,20 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "demlearn": {"algorithm": {"name": "demlearn"}, "topology": {**MIXED, "participation": 1.0}},
     "scaffold, lossy": {"algorithm": {"name": "scaffold"}, "topology": MIXED, "faults": LOSSY},
     "fedavg, flat": {"algorithm": {"name": "fedavg"}, "topology": {"fogs": 0, "teams": "auto", "team_rounds": 1}},
+    "fedavg, compressed": {
+        "algorithm": {"name": "fedavg"},
+        "links": {
+            "fog-device": {"compress": {"kind": "topk", "ratio": 0.2, "bits": 8}},
+            "cloud-fog": {"compress": {"kind": "randomk", "ratio": 0.5}, "reduce": {"rule": "median"}},
+        },
+        "attack": {"kind": "noise", "attackers": 1},
+    },
+    "scaffold, compressed, lossy": {
+        "algorithm": {"name": "scaffold"},
+        "topology": MIXED,
+        "faults": LOSSY,
+        "links": {"all": {"compress": {"kind": "topk", "ratio": 0.3}}},
+    },
     "fmtl, lossy": {"algorithm": {"name": "fmtl"}, "topology": MIXED, "faults": LOSSY},
 }
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from tierfed.errors import InputError, nearest
 from tierfed.links.attacks import AttackSettings, attack_of
+from tierfed.links.compress import Compress
 from tierfed.links.link import Link, Links, Step
 from tierfed.links.rules import Robust
 from tierfed.links.settings import LinkSettings
@@ -44,6 +45,6 @@ def link_names(levels: Sequence[str]) -> list[str]:
 
 
 def _link(settings: LinkSettings) -> Link:
-    steps: list[Step] = []
+    steps: list[Step] = [] if settings.compress.kind == "none" else [Compress(settings=settings.compress)]
     rule = None if settings.reduce.rule == "mean" else Robust(settings=settings.reduce)
     return Link(steps=tuple(steps), rule=rule)
