@@ -235,7 +235,9 @@ def show(
         return
     out.print(heatmap(first.federation, own=None if first.augmentation is None else first.augmentation.own))
     for name, fact in facts.items():
+        sights = fact.pop("who_sees_what")
         out.print(facts_table(name, fact))
+        listing(f"{name}: who sees what", sights, False)
     if plot is not None:
         out.print(f"plot: {plot}", soft_wrap=True)
 

@@ -1,6 +1,6 @@
 """Whether what happens on links goes with an algorithm and a tree: asked before the first round."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,14 +14,17 @@ from tierfed.plan import Plan
 from tierfed.topology import Topology
 
 
-def linked(config: Config, topology: Topology, plan: Plan, classes: Sequence[str]) -> tuple[Links, Plan]:
+def linked(
+    config: Config, topology: Topology, plan: Plan, classes: Sequence[str], statistics: Iterable[str]
+) -> tuple[Links, Plan]:
     """The links of a run, and its plan with what attackers train on.
 
+    :param statistics: names of entries of the model that are not trained
     :raises InputError: a link or a tier that the tree does not have, an attack that the data do not allow
     """
     links = build_links(config.links, config.attack, topology.levels, topology.shape, config.run.seed)
     x, y, train = flipped(links.attack, plan.x, plan.y, plan.train, len(classes))
-    return links, replace(plan, x=x, y=y, train=train)
+    return replace(links, whole=frozenset(statistics)), replace(plan, x=x, y=y, train=train)
 
 
 def check_links(config: Config, engine: Engine) -> None:
@@ -32,16 +35,18 @@ def check_links(config: Config, engine: Engine) -> None:
     if not busy and not attacked:
         return
     sent, reply, _ = dry_visit(engine)
-    change, rest = parted(sent, reply)
+    change, rest = parted(sent, reply, links.whole)
     for depth in sorted({*busy, *attacked}):
         link = links.at(depth)
         where = f"[links.{topology.links[depth]}]" if depth in busy else f"attack.tier = {config.attack.tier!r}"
-        above = next((d for d in range(depth) if engine.reach(d) > depth), None)
+        # whoever is heard through others: nothing of these happens on links in between, nor a rule at them
+        above = next((d for d in range(depth + 1) if engine.reach(d) > depth + 1), None)
+        if above is None and link.rule is not None:
+            above = next((d for d in range(depth) if engine.reach(d) > depth), None)
         if above is not None and depth in busy:
             raise InputError(
-                f"{where}: with {name} a {topology.levels[above]} hears every {topology.levels[-1]} by itself, and a "
-                f"{topology.levels[depth + 1]} between them hands on what it gets as it is; name the link "
-                f"{topology.links[-1]} alone"
+                f"{where}: with {name} a {topology.levels[above]} hears every {topology.levels[-1]} by itself, and who "
+                f"is between them hands on what it gets; name the link {topology.links[-1]} alone, without a rule"
             )
         case = Case(
             algorithm=name,

@@ -1,6 +1,6 @@
 """What a run would be, before it runs: tree, data, bytes per round, memory."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -10,12 +10,14 @@ from tierfed.choice import visits
 from tierfed.config import EngineSettings, EvalSettings, PersonalizeSettings
 from tierfed.data.dataset import Part
 from tierfed.engine import Engine
+from tierfed.engine.crossing import leave
 from tierfed.formation import forming, pending
 from tierfed.offload import BEST, SplitTask
 from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements
-from tierfed.record import task_summary
+from tierfed.record import node_name, task_summary
 from tierfed.report.words import amount, duration
 from tierfed.setup import World, offloaded
+from tierfed.sight import who_sees_what
 from tierfed.store import MemoryStore
 from tierfed.tree import Tree, nbytes
 from tierfed.wire import payload
@@ -51,8 +53,10 @@ def preview(world: World) -> dict[str, Any]:
         **({"exchanged_bytes_per_visit": exchanged} if world.config.offload.mode == "split" else {}),
         "device_link_bytes_per_round": round(polled * (sum(sizes.values()) + sum(exchanged.values()))),
         **({"bytes_before_round_1": _before(world)} if world.transfers else {}),
+        **({"attack": _attack(world)} if world.links.attack is not None else {}),
         "private_bytes_per_device": int(each.max()),
         "private_bytes_of_all_devices": int(each.sum()),
+        "who_sees_what": [asdict(row) for row in who_sees_what(world)],
     }
 
 
@@ -75,6 +79,14 @@ def _models(world: World) -> dict[str, Any]:
         f"model {name}": {**task_summary(task), "devices": int((world.kinds == k).sum())}
         for k, (name, task) in enumerate(zip(world.kind_names, world.tasks, strict=True))
     }
+
+
+def _attack(world: World) -> dict[str, Any]:
+    """Who attacks."""
+    attack = world.links.attack
+    assert attack is not None
+    names = sorted(node_name(world, attack.level, i) for i in attack.nodes)
+    return {"kind": attack.kind, "attackers": ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")}
 
 
 def _before(world: World) -> dict[str, int]:
@@ -127,6 +139,8 @@ def _visit(engine: Engine, device: int) -> tuple[dict[str, int], Tree]:
     without what training exchanges.
     """
     message, reply, state = dry_visit(engine, device)
+    # as it would travel: an engine over a store that is thrown away
+    reply = leave(engine, engine.depth, device, message, reply, 1.0, 0)
     task, inside = engine.task(device), engine.topology.colocated[-1:] == (True,)
     down, up = (0 if inside else payload(task.crossing(m)) for m in (message, reply))
     return {"down": down, "up": up}, state

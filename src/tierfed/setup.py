@@ -210,7 +210,7 @@ def prepare(
             task.verify(x[at], y[at])
             algorithm.tiers(task, topology.shape)  # what it asks of a model is asked of every one
     check_tree(config, algorithm, tasks[0], topology)
-    links, plan = linked(config, topology, plan, federation.classes)
+    links, plan = linked(config, topology, plan, federation.classes, tasks[0].buffers)
     check_personalization(config, algorithm, tasks, kinds, plan, federation, topology)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
     made: dict[str, Params] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from support import cloud, make_engine, quad
 from tierfed.algorithms import make
 from tierfed.links import At, Attack, Heard, Link, Links, ReduceSettings
-from tierfed.links.rules import Robust, fewest, krum_order, median, trimmed_mean, weiszfeld
+from tierfed.links.rules import Robust, krum_order, median, needed, trimmed_mean, weiszfeld
 from tierfed.tree import Tree
 
 AT = At(0, 1, 0, 0, 0)
@@ -59,8 +59,9 @@ def test_krum_by_hand() -> None:
     assert krum_order(x, 0.2).tolist() == [1, 0, 2, 3, 4]
     assert reduced("krum", x).tolist() == [1.0]
     assert reduced("multi_krum", x).tolist() == [(0 + 1 + 3 + 6) / 4]
-    assert fewest("krum", 0.2) == 3
-    assert fewest("krum", 0.34) == 5
+    assert needed("krum", 0.2, 4) == 3
+    assert needed("multi_krum", 0.2, 5) == 5
+    assert needed("median", 0.2, 5) == 1
 
 
 def test_geometric_median_by_hand() -> None:

@@ -68,7 +68,7 @@ def reduce(engine: "Engine", depth: int, node: int, heard: Heard, tick: int) -> 
         return weighted_mean(heard.replies, heard.weights / heard.weights.sum())
     memory = engine.store.get(table, node)
     at = At(engine.seed, engine.reach(depth), node, engine.round, tick)
-    out, kept = rule.reduce(heard, memory or {}, at)
+    out, kept = rule.reduce(heard._replace(whole=engine.links.whole), memory or {}, at)
     if kept or memory is not None:
         engine.store.put(table, node, kept or None)
     return out

@@ -90,6 +90,7 @@ class Heard(NamedTuple):
     :param sent: the messages that they answer
     :param weights: [H] what every reply counts for
     :param kids: [H] those who were heard; :param polled: all who were asked
+    :param whole: see `Links`
     """
 
     replies: list[Tree]
@@ -97,6 +98,7 @@ class Heard(NamedTuple):
     weights: Weights
     kids: Ids
     polled: Ids
+    whole: frozenset[str] = frozenset()
 
 
 class Rule(Protocol):
@@ -136,10 +138,16 @@ PLAIN = Link()
 
 @dataclass(frozen=True, kw_only=True)
 class Links:
-    """All links of a tree. :param below: one for each depth, from the cloud down; none at all: plain ones"""
+    """All links of a tree.
+
+    :param below: one for each depth, from the cloud down; none at all: plain ones
+    :param whole: names of entries that are no part of a change: statistics of batch norms, which are no longer any
+        when parts of their changes come late
+    """
 
     below: tuple[Link, ...] = ()
     attack: Attack | None = None
+    whole: frozenset[str] = frozenset()
 
     def at(self, depth: int) -> Link:
         """The links below the nodes of a depth."""
@@ -161,12 +169,15 @@ class Links:
 NONE = Links()
 
 
-def parted(sent: Tree, reply: Tree) -> tuple[Tree, Tree]:
-    """(change, rest): of every floating entry that was sent in the same shape the difference, what is owed as it is."""
+def parted(sent: Tree, reply: Tree, whole: frozenset[str] = frozenset()) -> tuple[Tree, Tree]:
+    """(change, rest): of every floating entry that was sent in the same shape the difference, what is owed as it is.
+
+    :param whole: see `Links`
+    """
     before, change, rest = flatten(sent), Tree(), Tree()
     for path, t in flatten(reply).items():
         known = before.get(path)
-        if not t.is_floating_point() or path.endswith(SEPARATOR):
+        if not t.is_floating_point() or path.rpartition(SEPARATOR)[2] in whole | {""}:
             rest[path] = t
         elif path.startswith(OWED + SEPARATOR):
             change[path] = t
@@ -189,7 +200,7 @@ def leaving(links: Links, sent: Tree, reply: Tree, memory: Tree, at: At) -> tupl
     link, attacker = links.above(at.level), links.attacks(at.level, at.node)
     if not link.steps and not attacker:
         return reply, {}
-    change, rest = parted(sent, reply)
+    change, rest = parted(sent, reply, links.whole)
     if attacker and links.attack is not None:
         change = links.attack.change(change, at.key(Purpose.ATTACK))
     if not link.steps:

@@ -52,7 +52,7 @@ def weiszfeld(x: Tensor, steps: int) -> Tensor:
     apart = (x - median(x)).norm(dim=1)
     least = _NEAR * float(apart.median())  # half of the children are nearer; attackers do not reach it
     if least == 0.0:
-        same = (apart == 0).to(x.dtype)
+        same: Tensor = (apart == 0).to(x.dtype)
         return same / same.sum()
     w = torch.zeros_like(apart)
     for _ in range(steps):
@@ -86,11 +86,12 @@ class Robust:
                 f"{case.algorithm} counts on the sum of all increments that devices send, which "
                 f"{self.settings.rule} does not keep; take mean, or an algorithm without such sums"
             )
-        needed = fewest(self.settings.rule, self.settings.attackers)
-        if case.children < needed:
+        s, there = self.settings, case.children
+        if there < (wanted := needed(s.rule, s.attackers, there)):
             return (
-                f"{self.settings.rule} with attackers = {self.settings.attackers:g} needs {needed} children, but a "
-                f"{case.parent} may poll no more than {case.children}; take fewer fogs, more participation or median"
+                f"{s.rule} against {int(s.attackers * there)} attackers (attackers = {s.attackers:g}) needs {wanted} "
+                f"children, but a {case.parent} may poll no more than {there}; take fewer fogs, more participation or "
+                "another rule"
             )
         return ""
 
@@ -102,12 +103,13 @@ class Robust:
         stacked = stack(heard.replies)
         if s.rule in _COORDINATES:
             return tmap(lambda t: _COORDINATES[s.rule](t, s), stacked), {}
-        changes = torch.stack(
-            [vector(c) for c in same_order([parted(m, r)[0] for m, r in zip(heard.sent, heard.replies, strict=True)])]
-        )
+        parts = [parted(m, r, heard.whole)[0] for m, r in zip(heard.sent, heard.replies, strict=True)]
+        changes = torch.stack([vector(c) for c in same_order(parts)])
         if s.rule == "norm_bound":
             shorter = bounded(changes, s.bound)
-            moved = [_shortened(m, r, f) for m, r, f in zip(heard.sent, heard.replies, shorter, strict=True)]
+            moved = [
+                _shortened(m, r, f, heard.whole) for m, r, f in zip(heard.sent, heard.replies, shorter, strict=True)
+            ]
             return _mixed(stack(moved), torch.as_tensor(heard.weights / heard.weights.sum())), {}
         return _mixed(stacked, _weights(changes, s)), {}
 
@@ -130,8 +132,8 @@ def _mixed(stacked: Tree, weights: Tensor) -> Tree:
     return tmap(mixed, stacked)  # type: ignore[no-any-return]
 
 
-def _shortened(sent: Tree, reply: Tree, factor: Tensor) -> Tree:
-    change, rest = parted(sent, reply)
+def _shortened(sent: Tree, reply: Tree, factor: Tensor, whole: frozenset[str]) -> Tree:
+    change, rest = parted(sent, reply, whole)
     return rejoined(sent, tmap(lambda t: t * factor.to(t.dtype), change), rest)
 
 
@@ -149,8 +151,6 @@ _SHOWS = {
 }
 
 
-def fewest(rule: str, attackers: float) -> int:
-    """Children that a rule needs to leave out a share of attackers: Krum scores by H - f - 2 others, H >= 2 f + 3."""
-    if rule not in ("krum", "multi_krum"):
-        return 1
-    return next(n for n in range(3, 1000) if n >= 2 * int(attackers * n) + 3)
+def needed(rule: str, attackers: float, children: int) -> int:
+    """Children that a rule needs against floor(attackers children) of them: Krum scores by H - f - 2 > f others."""
+    return 2 * int(attackers * children) + 3 if rule in ("krum", "multi_krum") else 1
