@@ -11,7 +11,7 @@ from torch import nn
 
 from tierfed.augment.gan import Tell
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
-from tierfed.computing import on_threads, repeatable
+from tierfed.computing import keep_memory, on_threads, repeatable
 from tierfed.config import Config, GridSettings, from_table, load_config, to_toml
 from tierfed.data import Dataset, Federation
 from tierfed.engine import Engine
@@ -302,6 +302,7 @@ def _loop(
         session = Session(
             world, engine, store, path, rows, happened, tell, baseline, identity(world), start, over.score
         )
+        keep_memory()
         interrupted, first = False, int(store.meta.get("round", 0))
         with on_threads(threads(config, [t.module for t in world.tasks])), repeatable(world.device):
             try:
