@@ -54,6 +54,13 @@ def build_model(name: str, shape: Shape, outputs: int, options: Mapping[str, Any
     return module
 
 
+def default_model(shape: Shape) -> str:
+    """A network by the shape of a sample: [channels, length] a CNN, RGB images a LeNet with batch norm, else an MLP."""
+    if len(shape) == 2:
+        return "cnn1d"
+    return "lenet16_bn" if shape == (3, 32, 32) else "mlp" if len(shape) == 1 else "epflu_mlp"
+
+
 def check_fit(
     module: nn.Module, shape: Shape, outputs: int, *, name: str = "", dtype: torch.dtype | None = None
 ) -> None:
