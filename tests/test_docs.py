@@ -27,7 +27,7 @@ from tierfed.data import DATASETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-EXAMPLES = ("own_model", "own_algorithm", "own_data_csv")
+EXAMPLES = ("own_model", "own_algorithm", "own_data_csv", "tree_and_faults", "export_and_use")
 ENTRY_POINTS = {"project"}
 
 
