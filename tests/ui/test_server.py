@@ -117,8 +117,8 @@ class TestHealth:
         got = [(n["node"], n["state"], n["children"], n["seen_seconds"]) for n in health(run, [runs], now=101.0)]
         assert got == [
             ("cloud", "at work", "2 of 3", 1.0),
-            ("d1", "silent", "", 21.0),
             ("fog-0", "not connected", "2 of 3", 1.0),
+            ("d1", "silent", "", 21.0),
             ("d2", "over", "2 of 3", 91.0),
         ]
 
@@ -208,8 +208,12 @@ class TestServer:
                 listen(runs, port=port)
         finally:
             first.sock.close()
-        with pytest.raises(InputError, match="is no folder"):
-            listen(runs / "nowhere")
+        with pytest.raises(InputError, match=r"is no folder.*; give its path"):
+            listen(runs / "zzz")
+        with pytest.raises(InputError, match=r"did you mean '.*/runs'"):
+            listen(runs.with_name("rnus"))
+        with pytest.raises(InputError, match="nodes keep their states"):
+            listen(runs, nodes=[runs / "zzz"])
 
 
 class TestCommand:

@@ -80,7 +80,7 @@ def _accuracy(run: RunFolder, model: str) -> Chart | None:
     order, shown = _by_team(devices, known.any(1))
     z = [plain(values[order, k]) for k in range(labels)]
     heat = _heat(shown, devices, z, "accuracy", "%{z:.0%}", colorscale=SCORES, zmin=0, zmax=1)
-    heat.colorbar.tickformat = ".0%"
+    heat.colorbar.tickformat = ".1~%"
     means = {k: float(values[known[:, k], k].mean()) for k in range(labels) if known[:, k].any()}
     worst = min(means, key=lambda k: means[k])
     among = f" of {len(devices.names)}" if len(order) < len(devices.names) else ""

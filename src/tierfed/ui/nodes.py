@@ -1,6 +1,7 @@
 """The nodes of a deployed run, as their processes describe themselves in small files beside it."""
 
 import json
+import re
 import time
 import tomllib
 from collections.abc import Sequence
@@ -14,14 +15,20 @@ _MOST = 2000
 
 def health(run: Path, allowed: Sequence[Path], now: float | None = None) -> list[dict[str, Any]]:
     """The nodes that have left a file in a run folder or in the folder of their states: name, round, children, state.
-    The cloud comes first, then those that are not well.
+    The cloud comes first, then those that are not well; fogs before devices.
 
     :param allowed: nothing outside of these folders is read
     """
     now = time.time() if now is None else now
     files = [run / FILE, *sorted(states(run).glob(f"*/{FILE}"))][: _MOST + 1]
     found = [node for f in files if _within(f, allowed) and (node := _node(f, now)) is not None]
-    return sorted(found, key=lambda n: (n["node"] != "cloud", n["state"] in ("at work", "over"), n["node"]))
+    return sorted(found, key=_order)
+
+
+def _order(node: dict[str, Any]) -> tuple[Any, ...]:
+    name, well = node["node"], node["state"] in ("at work", "over")
+    parts = [(int(p), "") if p.isdecimal() else (0, p) for p in re.split(r"(\d+)", name)]  # 9 before 10
+    return name != "cloud", well, not node["children"], parts
 
 
 def elsewhere(run: Path, allowed: Sequence[Path]) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import uvicorn
 
 from tierfed.errors import InputError
+from tierfed.lookup import near_folder
 from tierfed.ui.app import make_app
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -46,7 +47,8 @@ def listen(
     """
     for folder, what in ((root, "your runs are"), *((n, "nodes keep their states") for n in nodes)):
         if not folder.is_dir():
-            raise InputError(f"{folder} is no folder, wanted the one in which {what}; give its path")
+            hint = near_folder(folder) or "; give its path"
+            raise InputError(f"{folder} is no folder, wanted the one in which {what}{hint}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family)
     try:
