@@ -6,6 +6,8 @@ perceptron 784-200-BN-200-10, M2 a network of two convolutions with batch norm o
 round when it is told to: rounds of tierfed for a second, then of the peer, then of tierfed again; nobody trains while
 another is timed. Nothing is evaluated. docs/performance.md says what the numbers mean.
 
+`--device cuda` has tierfed and the loop train on the same GPU.
+
 Peers: `loop` (one nn.Module, torch.optim.SGD, average), `flower` (flwr over Ray), `pfl`, `fedjax`. The last three:
 pip install "tierfed[bench]", in an environment of their own where their versions do not go with others.
 """
@@ -52,7 +54,10 @@ def _timed(options: argparse.Namespace) -> int:
         return 0
     best = 0.0
     try:
-        with said.status("starting") as shown, Contestant(Job(side="peak", work="M3"), pythons["ours"]) as machine:
+        with (
+            said.status("starting") as shown,
+            Contestant(Job(side="peak", work="M3", device=options.device), pythons["ours"]) as machine,
+        ):
             for ours, peer in _pairs(options, peers):
                 title = f"{peer.work} {peer.algorithm}, {peer.cohort} devices: tierfed and {peer.side}"
 
@@ -119,6 +124,7 @@ def race(
             "cohort": peer.cohort,
             "threads": peer.threads,
             "layout": _layout(peer),
+            "device": peer.device,
             "precision": "bfloat16" if peer.bf16 else "float32",
             "folder": options.folder,
             "rounds": options.rounds,
@@ -155,6 +161,7 @@ def _work(options: argparse.Namespace, peers: Sequence[str]) -> Iterator[tuple[J
                     cohort=cohort,
                     devices=options.devices,
                     samples=options.samples,
+                    device=options.device,
                     settings=tuple(options.set),
                 )
                 jobs = [v for peer in peers for v in variants(replace(ours, side=peer, settings=()), options)]
@@ -234,6 +241,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="the loop under autocast to bfloat16 too")
     parser.add_argument("--folder", action="store_true", help="tierfed writes a run folder and commits every round")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of tierfed's config")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: tierfed and the loop on the same GPU"
+    )
     parser.add_argument("--devices", type=_positive, default=100)
     parser.add_argument("--samples", type=_positive, default=600, help="of a device; a multiple of 20")
     parser.add_argument(
@@ -244,6 +254,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.samples % 20:
         parser.error(f"--samples {options.samples}: wanted a multiple of 20, so that all batches are full")
+    if options.device == "cuda" and set(options.peers) != {"loop"}:
+        parser.error("--device cuda: only the loop is compared there; add --peers loop")
     for cohort in options.cohorts:
         if cohort > options.devices:
             parser.error(f"--cohorts {cohort}: there are {options.devices} devices; take fewer, or more --devices")

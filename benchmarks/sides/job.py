@@ -38,6 +38,7 @@ class Job:
     :param samples: training samples of a device
     :param threads: of each process; 0: as the contestant likes
     :param layout: of pictures, "nchw" or "nhwc" (channels last)
+    :param device: cpu or cuda, of tierfed, the loop and the machine
     :param bf16: computes under autocast to bfloat16
     :param data: the folder of `written`
     :param folder: a new run folder; none: without
@@ -54,6 +55,7 @@ class Job:
     lr: float = 0.1
     threads: int = 0
     layout: str = "nchw"
+    device: str = "cpu"
     bf16: bool = False
     double: bool = False
     seed: int = 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sides.job import ALGORITHMS, Job, held_rows, pool, train_rows
-from sides.network import laid_out, network
+from sides.network import finished, laid_out, network
 from sides.turns import Turns
 
 Rows = npt.NDArray[np.int64]
@@ -26,6 +26,7 @@ def serve(job: Job, turns: Turns) -> None:
     loop, rounds = Loop(job, *(torch.from_numpy(a) for a in pool(job))), visits(job)
     while turns.wait():
         loop.round(next(rounds))
+        finished(job)
         turns.done()
 
 
@@ -49,8 +50,8 @@ class Loop:
     """
 
     def __init__(self, job: Job, x: Tensor, y: Tensor) -> None:
-        self.job, self.y, self.x = job, y, laid_out(x, job.layout)
-        self.module = network(job).to(x.dtype).train()
+        self.job, self.y, self.x = job, y.to(job.device), laid_out(x.to(job.device), job.layout)
+        self.module = network(job).to(job.device, x.dtype).train()
         if job.layout == "nhwc":
             self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for m in self.module.modules():
@@ -104,8 +105,8 @@ class Loop:
         """
         self.load(start)
         optimizer = torch.optim.SGD(self.module.parameters(), self.job.lr)
-        cast = torch.autocast("cpu", torch.bfloat16) if self.job.bf16 else nullcontext()
-        for rows in torch.from_numpy(batches):
+        cast = torch.autocast(self.job.device, torch.bfloat16) if self.job.bf16 else nullcontext()
+        for rows in torch.from_numpy(batches).to(self.job.device):
             optimizer.zero_grad()
             with cast:
                 loss = cross_entropy(self.module(self.x[rows]), self.y[rows])
@@ -187,7 +188,7 @@ class Loop:
         """The loss of a model on the held-out rows of a device."""
         self.load(model)
         self.module.eval()
-        rows = torch.from_numpy(self.held[device])
+        rows = torch.from_numpy(self.held[device]).to(self.job.device)
         with torch.no_grad():
             loss = float(cross_entropy(self.module(self.x[rows]), self.y[rows]))
         self.module.train()

@@ -67,6 +67,12 @@ def flops(job: Job) -> int:
     return flops_per_sample(job) * job.cohort * job.steps * job.batch * (2 if job.algorithm == "ditto" else 1)
 
 
+def finished(job: Job) -> None:
+    """Waits for what a GPU has still to do."""
+    if job.device == "cuda":
+        torch.cuda.synchronize()
+
+
 def laid_out(x: Tensor, layout: str) -> Tensor:
     """Pictures [n, C, H, W] in a layout of the memory; other samples as they are."""
     if x.dim() != 4 or layout == "nchw":

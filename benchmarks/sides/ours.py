@@ -7,7 +7,7 @@ import torch
 
 import tierfed
 from sides.job import ALGORITHMS, CLASSES, HELD, Job, pool
-from sides.network import network
+from sides.network import finished, network
 from sides.turns import StoppedError, Turns
 
 FOREVER = 1_000_000
@@ -18,6 +18,7 @@ def serve(job: Job, turns: Turns) -> None:
         if progress.doing:
             return
         if progress.round:
+            finished(job)
             turns.done()
         if not turns.wait():
             raise StoppedError
@@ -31,7 +32,7 @@ def serve(job: Job, turns: Turns) -> None:
 def config(job: Job, rounds: int) -> tierfed.Config:
     """The job as a config; nothing is evaluated, since there are no test data."""
     tables: dict[str, Any] = {
-        "run": {"rounds": rounds, "seed": job.seed, "device": "cpu", "threads": job.threads},
+        "run": {"rounds": rounds, "seed": job.seed, "device": job.device, "threads": job.threads},
         "data": {"batch": job.batch, "standardize": False, "split": {"by": "given"}},
         "algorithm": {"name": job.algorithm, "lr": job.lr, "epochs": 1, **_given(job)},
         "topology": {"fogs": job.teams, "teams": "sequential", "participation": job.cohort // (job.teams or 1)},

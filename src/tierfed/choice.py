@@ -28,7 +28,7 @@ from tierfed.tree import nbytes, stack
 
 _CACHE_BYTES, _GPU_BYTES = 13 << 18, 1 << 30  # a processor's second cache and a half; a small part of a GPU
 _ONE_BY_ONE_BYTES = 1 << 26  # of models that are trained one after the other, and handed over together
-_MOST_AT_ONCE, _IN_TURN = 256, 8
+_MOST_AT_ONCE, _MOST_ON_GPU, _IN_TURN = 256, 1024, 8
 _FLOPS, _STEP_SECONDS = 2e10, 2e-4  # of one core, roughly: what decides whether processes or a trial pay
 _MOST_THREADS = 4  # beyond, what Python does between the trainings of a round, in one thread, takes too long
 _CREW_SECONDS, _TRIAL_SECONDS = 20.0, 60.0
@@ -67,7 +67,7 @@ def choose(settings: EngineSettings, engine: Engine, seconds: float, kernel: str
     """
     tasks, device = engine.tasks, torch.device("cuda") if settings.gpus else engine.plan.x.device
     refused = possible(tasks, device)
-    name, why = _rule(tasks, device, refused)
+    name, why = _rule(engine, device, refused)
     wanted = kernel or (settings.kernel if settings.kernel != "auto" else "")
     gave_way = bool(wanted and refused[wanted])
     if gave_way:
@@ -130,20 +130,33 @@ def chunk_of(task: Task, kernel: str, device: torch.device) -> int:
     """Devices per chunk: their models together stay in a processor's cache, or fill a small part of a GPU."""
     if kernel not in BATCHED:
         return _IN_TURN
-    room = _GPU_BYTES if device.type == "cuda" else _ONE_BY_ONE_BYTES if kernel == "native" else _CACHE_BYTES
-    return min(max(4, room // max(1, nbytes(task.init()))), _MOST_AT_ONCE)
+    size = max(1, nbytes(task.init()))
+    if device.type == "cuda":
+        return min(max(4, _GPU_BYTES // size), _MOST_ON_GPU)
+    room = _ONE_BY_ONE_BYTES if kernel == "native" else _CACHE_BYTES
+    return min(max(4, room // size), _MOST_AT_ONCE)
 
 
-def _rule(tasks: Sequence[Task], device: torch.device, refused: dict[str, str]) -> tuple[str, str]:
+def _rule(engine: Engine, device: torch.device, refused: dict[str, str]) -> tuple[str, str]:
+    tasks = engine.tasks
     if any(recurs(task.module) for task in tasks):
         return "loop", "recurrent layers have no batched form"
     if not refused["native"]:
         return "native", "a chain of layers that C code knows"
+    if not refused["graphs"] and _even(engine):
+        return "graphs", "a chain of dense layers, and as many steps for every device"
     if not refused["fused"]:
         return "fused", "a chain of dense layers"
     if device.type == "cpu" and any(convolves(task.module) for task in tasks):
         return "loop", "convolutions of many models at once are slow on a processor"
     return "vmap", "a model of other layers than dense ones" if device.type == "cpu" else "many models at once"
+
+
+def _even(engine: Engine) -> bool:
+    """Whether all devices take as many steps on batches as wide, as far as the first thousand tell."""
+    some = np.arange(min(engine.topology.devices, 1000), dtype=np.int64)
+    plan = engine.plan
+    return len(np.unique(plan.counts(some, engine.algorithm))) == 1 == len(np.unique(plan.widths[some]))
 
 
 def round_seconds(engine: Engine) -> float:

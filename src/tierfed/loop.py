@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from tierfed.augment.gan import Tell
 from tierfed.checkpoint import as_begun, begun_with, check_config, check_data, identity, keep_begun, replay
+from tierfed.computing import keep_memory, on_threads, repeatable
 from tierfed.config import Config, GridSettings, from_table, load_config, to_toml
 from tierfed.data import Dataset, Federation
 from tierfed.engine import Engine
@@ -302,27 +302,26 @@ def _loop(
         session = Session(
             world, engine, store, path, rows, happened, tell, baseline, identity(world), start, over.score
         )
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
+        keep_memory()
         interrupted, first = False, int(store.meta.get("round", 0))
-        try:
-            engine.open()
-            if store.meta:
-                engine.restore(store.meta)
-                session.keep_best()  # a kill may have come between the commit and the copy
-                session.note({"round": engine.round, "event": "resume"})
-                session.export()
-            else:
-                session.begin()
-            while engine.round < config.run.rounds and not store.meta.get("stopped"):
-                session.round()
-            session.note({"round": engine.round, "event": "done"})
-        except KeyboardInterrupt:
-            store.discard()
-            interrupted = True
-        finally:
-            torch.set_num_threads(before)
-            engine.close()
+        with on_threads(threads(config, [t.module for t in world.tasks])), repeatable(world.device):
+            try:
+                engine.open()
+                if store.meta:
+                    engine.restore(store.meta)
+                    session.keep_best()  # a kill may have come between the commit and the copy
+                    session.note({"round": engine.round, "event": "resume"})
+                    session.export()
+                else:
+                    session.begin()
+                while engine.round < config.run.rounds and not store.meta.get("stopped"):
+                    session.round()
+                session.note({"round": engine.round, "event": "done"})
+            except KeyboardInterrupt:
+                store.discard()
+                interrupted = True
+            finally:
+                engine.close()
         session.export()
         trained = int(store.meta.get("round", 0)) - first
         return Result(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
-from tierfed.augment import Augmentation, augment, on_threads, warm
+from tierfed.augment import Augmentation, augment, warm
 from tierfed.augment.gan import Tell
 from tierfed.checks import (
     check_evaluation,
@@ -27,6 +27,7 @@ from tierfed.checks import (
 )
 from tierfed.choice import Choice, choose, cores, round_seconds, tried, worth_a_trial
 from tierfed.clock import Clock
+from tierfed.computing import on_threads
 from tierfed.config import Config
 from tierfed.cost import Edge
 from tierfed.data import Dataset, Federation, federate, load, public_samples

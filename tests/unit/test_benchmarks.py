@@ -138,8 +138,8 @@ def test_memory_is_that_of_a_process_and_all_below_it() -> None:
 def test_commands_of_the_docs_parse() -> None:
     text = (ROOT / "docs/performance.md").read_text("utf-8")
     lines = re.findall(r"^python benchmarks/peers\.py([^#\n]*)", text, re.MULTILINE)
-    assert len(lines) == 4
-    assert [parsed(shlex.split(line)).rounds for line in lines] == [7] * 4
+    assert len(lines) == 5
+    assert [parsed(shlex.split(line)).rounds for line in lines] == [7] * 5
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,7 @@ def test_commands_of_the_docs_parse() -> None:
     [
         (["--works", "M9"], "'M9' is none of M1, M2, M3, M4"),
         (["--samples", "30"], "wanted a multiple of 20"),
+        (["--device", "cuda"], "only the loop is compared there"),
         (["--cohorts", "200"], "there are 100 devices"),
         (["--cohorts", "5", "--algorithms", "permfl"], "wanted an even one"),
         (["--rounds", "0"], "wanted a number from 1 on"),

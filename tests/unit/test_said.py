@@ -1,6 +1,7 @@
 """Messages of a burst: several devices may get one message, and replies come in pieces."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,14 +49,20 @@ def test_the_pieces_do_not_matter(order: list[int], cuts: set[int]) -> None:
     assert torch.allclose(mean["params"]["w"][:, 1], torch.tensor([-1.0, -4.25]))
 
 
-def test_the_bits_of_a_mean_do_not_depend_on_where_a_chunk_ends() -> None:
-    values, weight = torch.rand(40, 7, generator=torch.Generator().manual_seed(0)), np.linspace(0.1, 3, 40)
+@pytest.mark.parametrize("numbers", [7, 10_000])
+def test_the_bits_of_a_mean_do_not_depend_on_where_a_chunk_ends(numbers: int) -> None:
+    values, weight = torch.rand(40, numbers, generator=torch.Generator().manual_seed(0)), np.linspace(0.1, 3, 40)
     owner = np.arange(40) % 3
     means = [
         Up(40, [(at, {"w": values[at]}) for at in np.array_split(np.arange(40), n)]).mean(3, owner, weight)["w"]
         for n in (1, 2, 7, 40)
     ]
     assert all(torch.equal(means[0], other) for other in means[1:])
+    by_hand = [
+        (values[owner == i].T.double() @ torch.as_tensor(weight[owner == i])) / weight[owner == i].sum()
+        for i in range(3)
+    ]
+    assert torch.allclose(means[0].double(), torch.stack(by_hand), atol=1e-6)
 
 
 def test_what_was_lost_may_be_anything() -> None:

@@ -57,7 +57,7 @@ class LayerMixer(Server):
         if self.softmax:
             return torch.softmax(torch.where(here, logits, -torch.inf), -1)
         live = torch.where(here, torch.relu(logits), 0.0)
-        total, own = live.sum(-1, keepdim=True), torch.arange(len(ids), device=ids.device) == slot
+        total, own = live.sum(-1, keepdim=True), torch.arange(len(ids), device=ids.device) == slot.to(ids.device)
         return torch.where(total > 0, live / torch.where(total > 0, total, 1.0), own.to(live))
 
     def layer(self, key: str) -> int:

@@ -63,5 +63,5 @@ class Scaffold(Algorithm):
         x, c, ci = msg["params"], msg["c"], state["c"]
         y = task.train(x, data, self.lr, drift=sub(c, ci))
         moved = 1.0 / (data.steps.clamp(min=1).to(next(iter(c.values())).dtype) * self.lr)
-        new = {k: ci[k] - c[k] + moved * (x[k] - y[k]) for k in ci}
-        return {"params": y, "owed": {"dc": sub(new, ci)}}, {"c": new}
+        dc = {k: moved * (x[k] - y[k]) - c[k] for k in ci}
+        return {"params": y, "owed": {"dc": dc}}, {"c": add(ci, dc)}

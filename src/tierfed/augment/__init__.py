@@ -2,7 +2,6 @@
 
 from tierfed.augment.augmentation import Augmentation, augment, label_distance
 from tierfed.augment.settings import AugmentSettings, GanSettings
-from tierfed.augment.threads import on_threads
 from tierfed.augment.warmup import warm
 
-__all__ = ["AugmentSettings", "Augmentation", "GanSettings", "augment", "label_distance", "on_threads", "warm"]
+__all__ = ["AugmentSettings", "Augmentation", "GanSettings", "augment", "label_distance", "warm"]

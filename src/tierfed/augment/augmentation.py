@@ -13,7 +13,7 @@ from tierfed.augment.generators import kde, mixup
 from tierfed.augment.seeds import Seeds, collect
 from tierfed.augment.settings import AugmentSettings
 from tierfed.augment.sharing import carved, drawn, quota, shares
-from tierfed.augment.threads import on_threads
+from tierfed.computing import on_threads
 from tierfed.data import Federation
 from tierfed.data.dataset import Ints
 from tierfed.errors import InputError

@@ -20,6 +20,7 @@ from typing import IO, Any
 import cloudpickle
 import torch
 
+from tierfed.computing import keep_memory
 from tierfed.engine.arena import Arena, Windows
 from tierfed.engine.visits import Job, States, Visited, Workplace
 from tierfed.errors import InputError
@@ -165,6 +166,7 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
     """What a worker process does until its parent is gone: visits, as it is told."""
     windows, mine = Windows(), Arena()
     torch.set_num_threads(1)
+    keep_memory()
     try:
         place, x, y, dtype = _receive(source)
         torch.set_default_dtype(dtype)

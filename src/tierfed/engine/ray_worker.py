@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tierfed.computing import keep_memory
 from tierfed.engine.processes import answer
 from tierfed.engine.visits import Job, Workplace
 from tierfed.tree import Tree, tmap
@@ -39,6 +40,7 @@ class Worker:
     def _begin(self, place: Workplace, x: Arrays, y: Arrays, dtype: torch.dtype, gpu: bool) -> Hello:
         warnings.filterwarnings("ignore", message=_READ_ONLY)
         torch.set_num_threads(1)
+        keep_memory()
         torch.set_default_dtype(dtype)
         self.device = torch.device("cuda" if gpu else "cpu")
         for task in place.tasks:

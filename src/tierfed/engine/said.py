@@ -14,6 +14,7 @@ from tierfed.wire import payload_bytes
 
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
+_LARGE = 1 << 13  # numbers of an entry from which on its sum costs more than the call
 
 
 class Down(NamedTuple):
@@ -89,13 +90,18 @@ class Up:
         for at, tree in self.pieces:
             counts = np.flatnonzero(share[at] > 0)
             some = tree if len(counts) == len(at) else row(tree, torch.as_tensor(counts))
-            to, part = torch.as_tensor(owner[at[counts]]), torch.as_tensor(share[at[counts]])
-
-            def weighted(t: Tensor, part: Tensor = part) -> Tensor:
-                return t * part.to(t.device, t.dtype).view(-1, *[1] * (t.dim() - 1))
-
-            terms = tmap(weighted, some)
             if not sums:
-                sums.append(tmap(lambda t: t.new_zeros(nodes, *t.shape[1:]), terms))
-            tmap(lambda s, t, to=to: s.index_add_(0, to.to(t.device), t), sums[0], terms)
+                sums.append(tmap(lambda t: t.new_zeros(nodes, *t.shape[1:]), some))
+            to, part = owner[at[counts]], share[at[counts]]
+            tmap(lambda s, t, to=to, part=part: _add(s, t, to, part), sums[0], some)
         return sums[0] if sums else {}
+
+
+def _add(sums: Tensor, replies: Tensor, to: Ids, share: Weights) -> None:
+    """sums[to[j]] += share[j] replies[j], one after the other; large ones without a copy."""
+    if replies.device.type == "cpu" and replies.numel() >= _LARGE * max(1, len(replies)):
+        for j, (i, part) in enumerate(zip(to.tolist(), share.tolist(), strict=True)):
+            sums[i].add_(replies[j], alpha=part)
+        return
+    part = torch.as_tensor(share).to(replies.device, replies.dtype).view(-1, *[1] * (replies.dim() - 1))
+    sums.index_add_(0, torch.as_tensor(to).to(replies.device), replies * part)

@@ -30,7 +30,7 @@ static void open_stage(stage *s, arena *a, int64_t batch) {
   int64_t side = (cs > s->in->cs ? cs : s->in->cs) + (wide > PANEL ? wide : PANEL);
   T **rooms[] = {&s->w, &s->w_push, &s->b, &s->b_push, &s->mean, &s->var, &s->center, &s->inverse, &s->sums,
                  &s->grad, &s->turned, &s->flat};
-  int64_t sizes[] = {weights, l->weight.push ? weights : 0, cs, cs, cs, cs, cs, cs, side, most,
+  int64_t sizes[] = {weights, l->weight.pushes ? weights : 0, cs, cs, cs, cs, cs, cs, side, most,
                      s->further && l->kind != NORM ? turned : 0, s->further && l->kind == DENSE ? s->inputs * wide : 0};
   for (int i = 0; i < 12; i++) {
     *rooms[i] = RESERVE(a, T, sizes[i] + PANEL);

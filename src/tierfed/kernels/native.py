@@ -24,7 +24,6 @@ from torch import Tensor
 
 from tierfed.kernels.call import Work
 from tierfed.kernels.chain import Chain, Layer
-from tierfed.kernels.cohort import Moving, moving
 from tierfed.kernels.fused import fits_labels
 from tierfed.tree import Params
 
@@ -38,12 +37,23 @@ _MOST_LAYERS = 64
 _COMPILE_SECONDS = 120
 
 
+class _Push(ctypes.Structure):
+    _fields_ = [
+        ("p", ctypes.c_void_p),
+        ("step", ctypes.c_int64),
+        ("by", ctypes.c_void_p),
+        ("by_step", ctypes.c_int64),
+    ]
+
+
 class _Entry(ctypes.Structure):
     _fields_ = [
         ("p", ctypes.c_void_p),
         ("step", ctypes.c_int64),
-        ("push", ctypes.c_void_p),
-        ("push_step", ctypes.c_int64),
+        ("to", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("pushes", ctypes.c_int64),
+        ("push", _Push * 2),
         ("beta", ctypes.c_void_p),
         ("beta_step", ctypes.c_int64),
     ]
@@ -132,7 +142,7 @@ def native(chain: Chain, room: Room, threads: int, work: Work) -> Params | None:
     library, sizes = _library(*_REALS[dtype]), shapes(chain, tuple(work.x.shape[1:]))
     if sizes is None or isinstance(library, str) or not fits_labels(chain, work):
         return None
-    weights = {k: work.empty(k).copy_(work.params[k]) for k in work.call.out}
+    weights = {k: work.empty(k) for k in work.call.out}
     described = _Description(chain, work, weights)
     layers = (_Layer * len(chain.layers))(*described.layers(sizes))
     call = described.call(dtype)
@@ -156,9 +166,12 @@ class _Description:
     """A call in C's words. It holds the tensors that C has the addresses of."""
 
     def __init__(self, chain: Chain, work: Work, weights: Params) -> None:
-        self.chain, self.work, self.held = chain, work, list[Tensor]()
-        self.own = {k: weights.get(k, work.params[k]) for layer in chain.layers for k in layer.entries}
-        self.moves = {k: moving(work, weights, k, 0, work.c, 1.0) for k in work.call.keys}
+        self.chain, self.work, self.weights, self.held = chain, work, weights, list[Tensor]()
+        decay = work.call.task.weight_decay
+        self.rate, lam = (_doubles(v) for v in (work.lr, work.lam))
+        self.beta = 1.0 - self.rate * decay
+        self.pulled = 1.0 - self.rate * (decay + lam)
+        self.pull, self.drift = self.rate * lam, -self.rate
 
     def _at(self, t: Tensor) -> int:
         self.held.append(t.contiguous())
@@ -167,8 +180,7 @@ class _Description:
     def call(self, dtype: torch.dtype) -> _Call:
         work, last = self.work, self.chain.layers[-1]
         _, steps, batch = work.rows.shape
-        lr = work.lr if isinstance(work.lr, Tensor) else torch.tensor([work.lr], dtype=torch.float64)
-        scale = lr.to(torch.float64) * ((2.0 / last.outputs if self.chain.loss == "mse" else 1.0) / batch)
+        scale = self.rate * ((2.0 / last.outputs if self.chain.loss == "mse" else 1.0) / batch)
         values = self.chain.loss == "mse"
         return _Call(
             layers=len(self.chain.layers),
@@ -196,19 +208,26 @@ class _Description:
         key = layer.key(name)
         if key not in layer.entries:
             return _Entry()
-        t, move = self.own[key], self.moves.get(key)
+        work, t = self.work, self.work.params[key]
         out = _Entry(p=self._at(t), step=_step(t))
-        if move is not None:
-            beta = self._beta(move)
+        if key in self.weights:
+            out.to, out.size = self.weights[key].data_ptr(), self.weights[key][0].numel()
+        if key in work.call.keys:
+            beta = self.pulled if key in work.anchor else self.beta
             out.beta, out.beta_step = self._at(beta), int(len(beta) > 1)
-            if move.push is not None:
-                out.push, out.push_step = self._at(move.push), _step(move.push)
+            pushes = [
+                self._push(v[key], by) for v, by in ((work.anchor, self.pull), (work.drift, self.drift)) if key in v
+            ]
+            out.pushes, out.push = len(pushes), (_Push * 2)(*pushes)
         return out
 
-    @staticmethod
-    def _beta(move: Moving) -> Tensor:
-        beta = move.beta if isinstance(move.beta, Tensor) else torch.tensor([move.beta], dtype=torch.float64)
-        return beta.reshape(-1).to(torch.float64)
+    def _push(self, t: Tensor, by: Tensor) -> _Push:
+        return _Push(p=self._at(t), step=_step(t), by=self._at(by), by_step=int(len(by) > 1))
+
+
+def _doubles(value: float | Tensor) -> Tensor:
+    """A number of each device [c], or of all [1]."""
+    return torch.as_tensor(value, dtype=torch.float64).reshape(-1)
 
 
 def _step(t: Tensor) -> int:

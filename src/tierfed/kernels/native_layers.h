@@ -12,12 +12,22 @@
 enum { DENSE, CONV, NORM, RELU, POOL };
 enum { CROSS_ENTROPY, SQUARED_ERROR };
 
-/* An entry of a layer: of device i at p + i * step, in PyTorch's layout. */
+/* by p of device i, in PyTorch's layout */
 typedef struct {
-  T *p;
+  const T *p;
   int64_t step;
-  const T *push;      /* what every step adds; 0: nothing */
-  int64_t push_step;
+  const double *by;
+  int64_t by_step;
+} push;
+
+/* An entry of a layer, in PyTorch's layout: of device i it comes from p + i * step, and goes to to + i * size. */
+typedef struct {
+  const T *p;
+  int64_t step;
+  T *to; /* 0: it does not change */
+  int64_t size;
+  int64_t pushes;
+  push push[2];       /* what every step adds */
   const double *beta; /* what every step leaves of it; 0: it is not trained */
   int64_t beta_step;
 } entry;
@@ -105,8 +115,9 @@ static T *slope(const values *t, int64_t n, int64_t y, int64_t x) {
 
 /* ---- between PyTorch's layout and ours ---- */
 
-/* [out, in, h, w] <-> [h, w, in filled up, out filled up]; of a dense layer h, w are those of its input */
-static void turn(const stage *s, T *theirs, T *ours, int back) {
+/* [out, in, h, w] <-> [h, w, in filled up, out filled up]; of a dense layer h, w are those of its input.
+ * ours = by theirs (+ ours), or the way back. */
+static void turn(const stage *s, T by, int more, T *theirs, T *ours, int back) {
   const layer *l = s->l;
   int64_t h = l->kind == CONV ? l->kernel_h : l->in_h, w = l->kind == CONV ? l->kernel_w : l->in_w;
   for (int64_t o = 0; o < l->out_c; o++)
@@ -114,50 +125,59 @@ static void turn(const stage *s, T *theirs, T *ours, int back) {
       for (int64_t p = 0; p < h * w; p++) {
         T *mine = ours + (p * s->in->cs + c) * s->columns + o, *other = theirs + (o * l->in_c + c) * h * w + p;
         if (back) *other = *mine;
-        else *mine = *other;
+        else *mine = by * *other + (more ? *mine : 0);
       }
 }
 
-/* The same for h = w = 1, by blocks. */
-static void turn_flat(const stage *s, T *theirs, T *ours, int back) {
-  int64_t I = s->l->in_c, O = s->l->out_c;
-  for (int64_t i = 0; i < I; i += LANES)
-    for (int64_t o = 0; o < O; o += LANES)
-      for (int64_t c = i; c < least(i + LANES, I); c++)
-        for (int64_t r = o; r < least(o + LANES, O); r++) {
-          if (back) theirs[r * I + c] = ours[c * s->columns + r];
-          else ours[c * s->columns + r] = theirs[r * I + c];
-        }
+/* The same for h = w = 1. Their rows end where the next one begins: what fills no vector goes one by one. */
+static void turn_flat(const stage *s, T by, int more, T *theirs, T *ours, int back) {
+  int64_t I = s->l->in_c, O = s->l->out_c, whole = I / LANES * LANES;
+  if (back) across(whole, O, 1, 0, ours, s->columns, theirs, I);
+  else across(O, whole, by, more, theirs, I, ours, s->columns);
+  for (int64_t c = whole; c < I; c++)
+    for (int64_t r = 0; r < O; r++) {
+      T *mine = ours + c * s->columns + r, *other = theirs + r * I + c;
+      if (back) *other = *mine;
+      else *mine = by * *other + (more ? *mine : 0);
+    }
 }
 
-static void turn_weight(const stage *s, const T *theirs, T *ours, int back) {
-  if (s->l->kind == NORM) {
-    memcpy(back ? (T *)theirs : ours, back ? ours : theirs, sizeof(T) * (size_t)s->l->out_c);
-  } else if (s->l->kind == DENSE && s->l->in_h * s->l->in_w == 1) {
-    turn_flat(s, (T *)theirs, ours, back);
-  } else {
-    turn(s, (T *)theirs, ours, back);
-  }
+static void copy(int64_t n, T by, int more, const T *from, T *to) {
+  for (int64_t i = 0; i < n; i++) to[i] = by * from[i] + (more ? to[i] : 0);
+}
+
+static void turn_weight(const stage *s, T by, int more, const T *theirs, T *ours) {
+  if (s->l->kind == NORM) copy(s->l->out_c, by, more, theirs, ours);
+  else if (s->l->kind == DENSE && s->l->in_h * s->l->in_w == 1) turn_flat(s, by, more, (T *)theirs, ours, 0);
+  else turn(s, by, more, (T *)theirs, ours, 0);
 }
 
 static void load(const stage *s, int64_t device) {
   const layer *l = s->l;
-  size_t out = sizeof(T) * (size_t)l->out_c;
-  if (l->weight.p) turn_weight(s, l->weight.p + device * l->weight.step, s->w, 0);
-  if (l->weight.push) turn_weight(s, l->weight.push + device * l->weight.push_step, s->w_push, 0);
-  if (l->bias.p) memcpy(s->b, l->bias.p + device * l->bias.step, out);
-  if (l->bias.push) memcpy(s->b_push, l->bias.push + device * l->bias.push_step, out);
-  if (l->mean.p) memcpy(s->mean, l->mean.p + device * l->mean.step, out);
-  if (l->var.p) memcpy(s->var, l->var.p + device * l->var.step, out);
+  if (l->weight.p) turn_weight(s, 1, 0, l->weight.p + device * l->weight.step, s->w);
+  if (l->bias.p) copy(l->out_c, 1, 0, l->bias.p + device * l->bias.step, s->b);
+  if (l->mean.p) copy(l->out_c, 1, 0, l->mean.p + device * l->mean.step, s->mean);
+  if (l->var.p) copy(l->out_c, 1, 0, l->var.p + device * l->var.step, s->var);
+  for (int i = 0; i < l->weight.pushes; i++) {
+    const push *p = l->weight.push + i;
+    turn_weight(s, (T)p->by[device * p->by_step], i, p->p + device * p->step, s->w_push);
+  }
+  for (int i = 0; i < l->bias.pushes; i++) {
+    const push *p = l->bias.push + i;
+    copy(l->out_c, (T)p->by[device * p->by_step], i, p->p + device * p->step, s->b_push);
+  }
 }
 
 static void save(const stage *s, int64_t device) {
   const layer *l = s->l;
   size_t out = sizeof(T) * (size_t)l->out_c;
-  if (l->weight.beta) turn_weight(s, l->weight.p + device * l->weight.step, s->w, 1);
-  if (l->bias.beta) memcpy(l->bias.p + device * l->bias.step, s->b, out);
-  if (l->mean.p && l->learns) memcpy(l->mean.p + device * l->mean.step, s->mean, out);
-  if (l->var.p && l->learns) memcpy(l->var.p + device * l->var.step, s->var, out);
+  T *weight = l->weight.to + device * l->weight.size;
+  if (l->weight.to && l->kind == NORM) memcpy(weight, s->w, out);
+  else if (l->weight.to && l->kind == DENSE && l->in_h * l->in_w == 1) turn_flat(s, 1, 0, weight, s->w, 1);
+  else if (l->weight.to) turn(s, 1, 0, weight, s->w, 1);
+  if (l->bias.to) memcpy(l->bias.to + device * l->bias.size, s->b, out);
+  if (l->mean.to) memcpy(l->mean.to + device * l->mean.size, s->mean, out);
+  if (l->var.to) memcpy(l->var.to + device * l->var.size, s->var, out);
 }
 
 /* ---- layers ---- */
@@ -171,7 +191,7 @@ static void descend(const entry *e, int64_t device, T *w, const T *push, T scale
     for (int64_t i = 0; i < n; i++) w[i] = beta * w[i] - scale * grad[i];
 }
 
-static const T *pushed(const entry *e, const T *room) { return e->push ? room : NULL; }
+static const T *pushed(const entry *e, const T *room) { return e->pushes ? room : NULL; }
 
 /* The sum of gradients over batch and pixels [cs]. */
 static void summed(const values *t, int64_t batch, T *sums) {
@@ -191,8 +211,7 @@ static void dense_back(const stage *s, int64_t device, const T *const *samples, 
   const T *slopes[MOST], *rows[ROWS];
   int64_t wide = filled(batch), pixels = s->in->h * s->in->w;
   if (s->further) {
-    for (int64_t o = 0; o < l->out_c; o++)
-      for (int64_t n = 0; n < batch; n++) s->turned[o * wide + n] = s->out->g[n * s->out->cs + o];
+    across(batch, l->out_c, 1, 0, s->out->g, s->out->cs, s->turned, wide);
     for (int64_t i = 0, r; i < s->inputs; i += r) {
       r = tile(s->inputs - i);
       for (int64_t m = 0; m < r; m++) rows[m] = s->w + (i + m) * s->columns;
@@ -200,10 +219,8 @@ static void dense_back(const stage *s, int64_t device, const T *const *samples, 
         nn(r, least(PANEL, wide - n), rows, 0, 1, l->out_c, s->turned + n, wide, s->sums, s->flat + i * wide + n, wide);
     }
     for (int64_t p = 0; p < pixels; p++)
-      for (int64_t n = 0; n < batch; n++) {
-        T *g = slope(s->in, n, p / s->in->w, p % s->in->w);
-        for (int64_t c = 0; c < s->in->c; c++) g[c] = s->flat[(p * s->in->cs + c) * wide + n];
-      }
+      across(s->in->c, batch, 1, 0, s->flat + p * s->in->cs * wide, wide, slope(s->in, 0, p / s->in->w, p % s->in->w),
+             s->in->g_image);
   }
   if (l->weight.beta) {
     T beta = (T)l->weight.beta[device * l->weight.beta_step];

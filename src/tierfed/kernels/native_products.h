@@ -1,7 +1,7 @@
 /* Numbers, vectors and the two products of native.c, for any processor that a C compiler with vectors knows.
  *
  * `nn` adds a[m][k] b[k][n] over k, `tn` adds a[k][m] b[k][n]. A tile of the result stays in registers; rows of a and b
- * are found by pointers. Columns are whole vectors.
+ * are found by pointers. Columns are whole vectors. `across` writes rows as columns.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -58,7 +58,11 @@ INLINE void nn_tile(const int R, const int N, const T *const *a, int64_t skip, i
 INLINE void tn_tile(const int R, const int N, const T *const *a, int64_t at, int64_t K, const T *const *b, int64_t col,
                     T beta, T alpha, const T *push, T *c, int64_t ldc) {
   V sum[ROWS][2];
-  EACH(m, R) EACH(n, N) sum[m][n] = (V){0};
+  EACH(m, R) EACH(n, N) {
+    sum[m][n] = (V){0};
+    __builtin_prefetch(c + m * ldc + n * LANES, 1); /* comes from the second cache while the sums are made */
+    if (push) __builtin_prefetch(push + m * ldc + n * LANES);
+  }
   for (int64_t k = 0; k < K; k++) {
     const T *p = a[k] + at, *q = b[k] + col;
     V w[2];
@@ -142,4 +146,37 @@ static void outer(int64_t M, const T *const *a, int64_t at, int64_t K, const T *
       tn(r, least(PANEL, columns - n), a, at + m, K, b, n, beta, alpha, push ? push + m * columns + n : NULL,
          c + m * columns + n, columns);
   }
+}
+
+/* to[c][r] = by from[r][c] (+ to[c][r]) for LANES columns c and some rows r; zeros for the other rows. Only `columns`
+ * rows of `to` are written, as whole vectors. */
+static void across_block(int64_t rows, int64_t columns, T by, int more, const T *from, int64_t ld, T *to, int64_t ldt) {
+  V r[LANES];
+  for (int64_t i = 0; i < LANES; i++) r[i] = i < rows ? GIVEN(from + i * ld) : (V){0};
+#if defined(__GNUC__) && !defined(__clang__)
+  M low, high;
+  EACH(i, LANES) low[i] = i / 2 + i % 2 * LANES, high[i] = low[i] + LANES / 2;
+  for (int step = 1; step < LANES; step *= 2) { /* every step shuffles row i and row i + LANES / 2 into each other */
+    V s[LANES];
+    EACH(i, LANES / 2) {
+      s[2 * i] = __builtin_shuffle(r[i], r[i + LANES / 2], low);
+      s[2 * i + 1] = __builtin_shuffle(r[i], r[i + LANES / 2], high);
+    }
+    EACH(i, LANES) r[i] = s[i];
+  }
+#else
+  V s[LANES];
+  for (int i = 0; i < LANES; i++)
+    for (int j = 0; j < LANES; j++) s[i][j] = r[j][i];
+  for (int i = 0; i < LANES; i++) r[i] = s[i];
+#endif
+  for (int64_t i = 0; i < columns; i++) AT(to + i * ldt) = more ? by * r[i] + AT(to + i * ldt) : by * r[i];
+}
+
+/* to[c][r] = by from[r][c] (+ to[c][r]). Rows of `from` can be read, and rows of `to` written, as whole vectors; what
+ * the latter are filled up with are zeros. */
+static void across(int64_t rows, int64_t columns, T by, int more, const T *from, int64_t ld, T *to, int64_t ldt) {
+  for (int64_t r = 0; r < rows; r += LANES)
+    for (int64_t c = 0; c < columns; c += LANES)
+      across_block(least(LANES, rows - r), least(LANES, columns - c), by, more, from + r * ld + c, ld, to + c * ldt + r, ldt);
 }
