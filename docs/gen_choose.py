@@ -106,21 +106,25 @@ FLAGS: tuple[tuple[str, Callable[[Algorithm], bool]], ...] = (
 def needs() -> str:
     """Which methods ask for something that a tree may not have."""
     made = {name: make(name) for name in REGISTRY}
-    lines = ["| needed | methods |", "|---|---|"]
+    lines = ["| needs | methods |", "|---|---|"]
     for what, holds in FLAGS:
         names = [f"`{name}`" for name, one in made.items() if holds(one)]
         lines.append(f"| {what} | {', '.join(names)} |")
     mixed = [f"`{name}`" for name, one in made.items() if one.mixed_models]
-    return "\n".join([*lines, f"| nothing of the kind: devices may even have different models | {', '.join(mixed)} |"])
+    return "\n".join([*lines, f"| no common model: devices may have different ones | {', '.join(mixed)} |"])
+
+
+def renewed(text: str, name: str, table: str) -> str:
+    """The page with another table between the mark of a name and the next end."""
+    before, mark, rest = text.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition("<!-- end -->")
+    return f"{before}{mark}\n\n{table}\n\n{end}{after}"
 
 
 def page() -> str:
     """The guide with its tables renewed; what is between them is written by hand."""
-    text = TARGET.read_text("utf-8")
-    for name, table in ((MEASURED, measured(SOURCE.read_text("utf-8"))), (NEEDS, needs())):
-        between = re.compile(rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
-        text = between.sub(lambda m, table=table: m[1] + table + m[2], text)  # type: ignore[misc]
-    return text
+    text = renewed(TARGET.read_text("utf-8"), MEASURED, measured(SOURCE.read_text("utf-8")))
+    return renewed(text, NEEDS, needs())
 
 
 def main() -> int:
