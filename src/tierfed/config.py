@@ -115,6 +115,9 @@ class EvalSettings:
     """Where only some devices are evaluated: whether the last evaluation is of all of them."""
     post: bool = True
     """Also the personal models after local training, which costs a local training of every device."""
+    labels: bool = True
+    """Also the accuracy of every device on each label, in the last evaluation of a simulation and as long as these are
+    at most 20,000 numbers for a model; deployed devices do not tell it."""
     baseline: str | None = None
     """Folder of a finished local-only run on the same data: gains are measured against it."""
 

@@ -1,5 +1,6 @@
 """What a round leaves behind: rows of the metrics and events."""
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +13,7 @@ from tierfed.cost import RoundCost
 from tierfed.data.dataset import evenly
 from tierfed.engine import Engine, RoundLog
 from tierfed.evaluation import Found, Ints, kind
-from tierfed.metrics import Floats, Row, Scores, confidence, gain, higher_is_better, main_metric, summarize
+from tierfed.metrics import BY_LABEL, Floats, Row, Scores, confidence, gain, higher_is_better, main_metric, summarize
 from tierfed.peers import PEER_LINK
 from tierfed.setup import World
 from tierfed.task import Task
@@ -141,8 +142,12 @@ def score_rows(world: World, round_: int, found: Found, drawn: Ints, baseline: S
     rows: list[Row] = []
     for model, scores in found.items():
         for metric, (devices, values) in scores.items():
+            by_label = metric.startswith(BY_LABEL)  # of a device that has the label; no statistics
             for i, value in zip(devices.tolist(), values.tolist(), strict=True):
-                rows.append(Row(round_, "device", world.federation.devices[i], model, "test", metric, value))
+                if not (by_label and math.isnan(value)):
+                    rows.append(Row(round_, "device", world.federation.devices[i], model, "test", metric, value))
+            if by_label:
+                continue
             better = None
             if baseline is not None and metric == main_metric(kind(world)):
                 better = gain_over(baseline, Scores(devices, values), higher_is_better(metric))
@@ -208,9 +213,9 @@ def numbers(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def device_table(world: World) -> pa.Table:
-    """The table of devices: name, first team, samples, label counts; in a tree with more
-    levels also the nodes above the team, with different models also which one. Of many
-    devices, the labels of some are counted.
+    """The table of devices: name, first team, samples, label counts; in a tree with more levels also the nodes above
+    the team, with different models also which one. Of many devices, the labels of some are counted. The names of the
+    labels are in its metadata.
     """
     f, n = world.federation, len(world.federation)
     most = n if n <= _ALL_COUNTED else _COUNTED
@@ -232,7 +237,7 @@ def device_table(world: World) -> pa.Table:
         columns["above"] = pa.array(paths, pa.list_(pa.string())).take(pa.array(world.topology.parents[-1]))
     if world.kinds is not None:
         columns["model"] = pa.array(world.kind_names, pa.string()).take(pa.array(world.kinds))
-    return pa.table(columns)
+    return pa.table(columns).replace_schema_metadata({"labels": json.dumps(f.classes)})
 
 
 def _above(world: World, team: int) -> list[str]:

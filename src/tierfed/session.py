@@ -44,6 +44,7 @@ from tierfed.transfers import Transfer, awaited, bursts, roads
 
 BEGUN = "begun"  # the table of the tree that the first round begins with, as `tierfed.engine.base.PARENTS`
 _EXPORT_SECONDS = 10.0
+_MOST_BY_LABEL = 20_000  # accuracies of labels on devices, of each model
 Scorer = Callable[..., Found]
 """Scores of evaluated models, as `tierfed.evaluation.evaluate`."""
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
@@ -216,8 +217,11 @@ class Session:
     def _evaluate(self, number: int, last: bool) -> list[Row]:
         """Scores and statistics after a round."""
         drawn = evaluated(self.world, number, last)
-        test, post = self.world.federation.test, self.world.config.eval.post
-        found = self.score(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
+        test, settings = self.world.federation.test, self.world.config.eval
+        # which labels a device has is its own business where it is a process of its own
+        labels = len(self.world.federation.classes) if last and settings.labels and self.score is evaluate else 0
+        more = {"labels": labels} if 0 < labels * len(drawn) <= _MOST_BY_LABEL else {}
+        found = self.score(self.engine, test, kind(self.world), drawn, settings.post, tell=self._tell, **more)
         return score_rows(self.world, number, found, drawn, self.baseline)
 
     def _tell(self, doing: str) -> None:

@@ -54,6 +54,7 @@ def test_health(tmp_path: Path, shell: Shell) -> None:
     assert trouble(status, status.at + 60).startswith("it is not at work")
     write(folder, replace(status, joined=False))
     assert shell("health", "toy.toml", "--name", "fog-0", "--out", "r").code == 1
+    assert "did you mean 'fog-0'?" in shell.bad("health", "toy.toml", "--name", "fogg-0", "--out", "r")
     (folder / FILE).write_text("[]")
     with pytest.raises(InputError, match="is damaged"):
         read(folder, "fog-0")

@@ -334,3 +334,23 @@ def test_comparisons_of_samples(tmp_path: Path) -> None:
 def test_show_says_who_is_evaluated() -> None:
     assert preview(world_of(3))["evaluation"] == "3 of 8 devices, drawn anew every round"
     assert "evaluation" not in preview(world_of(0))
+
+
+def test_accuracies_of_labels_add_up() -> None:
+    """Weighted by the test samples of each label they are the accuracy of the device; both engines say the same."""
+    said = {}
+    for kind in ("serial", "vectorized"):
+        wanted = config(0, run={"rounds": 1, "threads": 1}, engine={"name": kind}, algorithm={"name": "ditto"})
+        run = tierfed.run(wanted, data=toy(), folder=False)
+        federation, last = run.world.federation, [r for r in run.rows if r.tier == "device" and r.round == 1]
+        values = {(r.node, r.model, r.metric): r.value for r in last if r.model}
+        counts = federation.label_counts("test")
+        for i, name in enumerate(federation.devices):
+            for model in ("global", "personal_pre", "personal_post"):
+                right = [n * values[name, model, f"accuracy/label/{k}"] for k, n in enumerate(counts[i]) if n]
+                assert sum(right) == pytest.approx(values[name, model, "accuracy"] * counts[i].sum(), abs=1e-4)
+                absent = [k for k, n in enumerate(counts[i]) if not n]
+                assert not any((name, model, f"accuracy/label/{k}") in values for k in absent)
+        said[kind] = {key: v for key, v in values.items() if "label" in key[2]}
+    assert said["serial"] == said["vectorized"]
+    assert not any("label" in r.metric for r in run.rows if r.round == 0)

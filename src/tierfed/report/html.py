@@ -5,9 +5,11 @@ import gzip
 import json
 import os
 import shlex
+import tomllib
 from dataclasses import replace
 from functools import cache
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -17,14 +19,26 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tierfed.metrics import MODELS
-from tierfed.report import charts, compare, costs, forest, fronts, spread, ties
+from tierfed.report import charts, compare, costs, forest, fronts, labels, spread, ties
 from tierfed.report.grid import GridFolder, Member, member_of
 from tierfed.report.load import RunFolder
 from tierfed.report.pairs import paired_grid, paired_tests
+from tierfed.report.search import search
 from tierfed.report.stages import before_and_after, origin
 from tierfed.report.style import Chart
 from tierfed.report.tables import comparison_cell, summary_grid
-from tierfed.report.words import INTERVAL, MODEL_NAMES, NONE, Grid, amount, duration, metric_name, score, within
+from tierfed.report.words import (
+    INTERVAL,
+    MODEL_NAMES,
+    NONE,
+    Grid,
+    amount,
+    data_name,
+    duration,
+    metric_name,
+    score,
+    within,
+)
 
 MAX_EMBEDDED = 24
 MAX_LAYERS = 8
@@ -93,7 +107,20 @@ def embedded(chart: Chart) -> Markup:
 
 
 def _known(*found: Chart | None) -> list[Chart]:
-    return [c for c in found if c is not None]
+    return in_rows([c for c in found if c is not None])
+
+
+def in_rows(charts: list[Chart]) -> list[Chart]:
+    """Charts of half a width stand in pairs; one without a partner takes the whole width."""
+    out: list[Chart] = []
+    for half, group in groupby(charts, key=lambda c: c.half):
+        some = list(group)
+        out += [*some[:-1], replace(some[-1], half=False)] if half and len(some) % 2 else some
+    return out
+
+
+def _data(run: RunFolder) -> str:
+    return data_name(run.source, run.setting("data", "path"))
 
 
 def _run_page(member: Member, out: Path) -> dict[str, Any]:
@@ -118,11 +145,11 @@ def _run_page(member: Member, out: Path) -> dict[str, Any]:
             costs.cost_table(run),
         ),
         Section("Faults", _known(charts.faults(run))),
-        Section("Data", _known(charts.holdings(run))),
+        Section("Data", [labels.holdings(run), *labels.accuracies(run)]),
     ]
     folder = shlex.quote(run.path.resolve().name)
     return {
-        "title": f"{run.algorithm} on {run.source}",
+        "title": f"{run.algorithm} on {_data(run)}",
         "kind": "run",
         "facts": [
             devices,
@@ -184,8 +211,8 @@ def _cost_tiles(run: RunFolder) -> list[Tile]:
 
 
 def _grid_page(grid: GridFolder, out: Path, reference: str) -> dict[str, Any]:
-    holdings = _known(charts.holdings(grid.members[0].run))
-    sources = sorted({m.run.source for m in grid.members})
+    holdings = [labels.holdings(grid.members[0].run)]
+    sources = sorted({_data(m.run) for m in grid.members})
     sizes = sorted({len(m.run.devices.names) for m in grid.members})
     winners = [grid.best(c) for c in grid.columns]
     rows = [[label, *(comparison_cell(grid, label, c) for c in grid.columns)] for label in grid.labels]
@@ -214,6 +241,7 @@ def _grid_page(grid: GridFolder, out: Path, reference: str) -> dict[str, Any]:
             Grid(("algorithm", *(c.title for c in grid.columns)), rows, " ".join([note, *grid.notes])),
             frozenset(bold),
         ),
+        Section("Search", in_rows(_search(grid))),
         Section("Paired tests", [], tests),
         Section(
             "Score against cost",
@@ -244,6 +272,16 @@ def _grid_page(grid: GridFolder, out: Path, reference: str) -> dict[str, Any]:
         "configs": [(f"Resolved config of {m.name}", m.run.config_text) for m in grid.members],
         "commands": commands,
     }
+
+
+def _search(grid: GridFolder) -> list[Chart]:
+    """What a sweep has tried, where the grid is one."""
+    own = all(m.run.path.parent == grid.path for m in grid.members)
+    try:
+        settings = tomllib.loads((grid.path / "config.toml").read_text("utf-8")).get("sweep", {})
+    except (OSError, ValueError):
+        return []
+    return search(grid.path, str(settings.get("objective", "value"))) if own else []
 
 
 def _grid_tiles(grid: GridFolder) -> list[Tile]:

@@ -1,7 +1,8 @@
 """Numbers and names as people read them."""
 
 import math
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -140,3 +141,8 @@ def capped(headers: tuple[str, ...], rows: list[list[str]], limit: int = 60, tex
 
 def _digits(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+
+
+def data_name(source: str, path: Any) -> str:
+    """What data are called in a heading: a file of the user by its name."""
+    return Path(path).stem if source in ("csv", "npz", "parquet") and path else source.removeprefix("given:")

@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from tierfed.around import SweepSettings
 from tierfed.config import Config
 from tierfed.errors import InputError
 from tierfed.folders import read_run
-from tierfed.options import load
+from tierfed.options import load, numbers
 from tierfed.output import err, folded, out, say
 from tierfed.progress import watching
 from tierfed.report import write_report
@@ -39,6 +40,9 @@ def sweep(
     ] = None,
     method: Annotated[str | None, typer.Option(help="tpe, random or grid.")] = None,
     trials: Annotated[int | None, typer.Option(help="How many settings; of a grid all by default.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,2", help="Every trial with each of these; judged by the mean.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Trials at the same time; 0: as many as there are cores.")] = None,
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="End trials that fall behind.")] = None,
     set_: Annotated[
@@ -55,10 +59,11 @@ def sweep(
 ) -> None:
     """Search for good settings: grid, random or TPE. Run anew, the command goes on where it was stopped."""
     extra = [*(set_ or []), *([f"run.rounds={rounds}"] if rounds is not None else [])]
-    asked = {"objective": objective, "method": method, "trials": trials, "jobs": jobs, "prune": prune}
+    asked: dict[str, Any] = {"objective": objective, "method": method, "trials": trials, "jobs": jobs, "prune": prune}
+    asked["seeds"] = None if seeds is None else numbers(seeds)
     if is_sweep_folder(Path(source)):
         folder, config = Path(source), read_run(Path(source))
-        if extra or param or algorithm or out_dir is not None:
+        if extra or param or algorithm or out_dir is not None or seeds is not None:
             raise InputError(f"{source} is a sweep that has begun; only --trials and --jobs may be other ones")
     else:
         config = load(source, extra, [algorithm] if algorithm else None, None, data_dir, None)
@@ -141,6 +146,7 @@ def result_table(outcome: Outcome) -> Table:
         out.add_column(column)
     for t in shown:
         value = "–" if t.value is None else f"{t.value:.4g}"
+        value += f" ± {stdev(t.values):.2g}" if len(t.values) > 1 else ""
         state = f"{t.state}: {t.why}" if t.why else t.state
         out.add_row(t.name, value, *(Text(_shown(t.params.get(k))) for k in keys), Text(state))
     if len(outcome.trials) > _SHOWN:
