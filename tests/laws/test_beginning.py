@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from laws.cases import CASES, fits, task_of
-from laws.world import DEVICES, FLOAT64, MODES, Trace, by_name, evaluated, happened, small_plan, trace, trees
-from support import apart, cloud, gap, make_engine, quad, run
 from tierfed.algorithms import make
 from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import models
 from tierfed.task import Task
+from tierfed.testing.toy import apart, cloud, gap, make_engine, quad, run
+from tierfed.testing.trees import DEVICES, FLOAT64, MODES, Trace, by_name, evaluated, happened, small_plan, trace, trees
 from tierfed.topology import TopologySettings
 from tierfed.tree import Params
 

@@ -3,8 +3,8 @@
 import pytest
 
 from laws.cases import CASES, VARIANTS, fits, subject, task_of
-from laws.world import MODES, TREES
 from tierfed.testing import laws
+from tierfed.testing.trees import MODES, TREES
 
 
 def _places() -> list[tuple[str, str, str]]:

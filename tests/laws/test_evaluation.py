@@ -10,8 +10,6 @@ import torch
 from torch import nn
 
 from laws.cases import CASES, fits, subject, task_of
-from laws.world import DEVICES, evaluated, relative, small_plan, trace, trees
-from support import ENGINES, Ids, gap, make_engine, toy_task
 from tierfed import evaluation
 from tierfed.algorithm import Data
 from tierfed.algorithms import make
@@ -23,6 +21,8 @@ from tierfed.metrics import Kind
 from tierfed.plan import Plan
 from tierfed.task import LOSSES, Task
 from tierfed.testing.laws import evaluation_leaves_no_trace
+from tierfed.testing.toy import ENGINES, Ids, gap, make_engine, toy_task
+from tierfed.testing.trees import DEVICES, evaluated, relative, small_plan, trace, trees
 from tierfed.tree import Tree, mix, take
 
 

@@ -7,13 +7,13 @@ import numpy.typing as npt
 import pytest
 
 from laws.cases import CASES, subject
-from laws.world import DEVICES, MODES, Exactly, by_name, happened, small_plan, trace, trees
-from support import ENGINES, Ids, apart, gap, make_engine, records, run, toy_task
 from tierfed.algorithm import Algorithm
 from tierfed.algorithms import make
 from tierfed.engine.base import Engine
 from tierfed.faults import Faults
 from tierfed.testing.laws import silence_changes_nothing
+from tierfed.testing.toy import ENGINES, Ids, apart, gap, make_engine, records, run, toy_task
+from tierfed.testing.trees import DEVICES, MODES, Exactly, by_name, happened, small_plan, trace, trees
 from tierfed.topology import Topology
 from tierfed.tree import Params, Tree, nbytes, tmap, zeros
 

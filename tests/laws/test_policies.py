@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from laws.cases import CASES
-from laws.world import FLOAT64, Exactly, Trace, happened, small_plan, trace, trees
-from support import ENGINES, apart, cloud, make_engine, quad, run, toy_task
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.engine.base import Engine
 from tierfed.faults import Faults
+from tierfed.testing.toy import ENGINES, apart, cloud, make_engine, quad, run, toy_task
+from tierfed.testing.trees import FLOAT64, Exactly, Trace, happened, small_plan, trace, trees
 from tierfed.topology import TopologySettings
 
 EDGE = ("hierfavg", "scaffold, edge", "jobfed", "jobfed, team")

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import vmap
 
-from support import gap, toy_net, toy_plan, toy_task
 from tierfed.algorithm import Data
 from tierfed.errors import InputError
 from tierfed.kernels import BATCHED, KERNELS, call, compiled, equipped, fused, native, refusal
 from tierfed.models import MODELS, build_model
 from tierfed.offload import SplitTask
 from tierfed.task import LOSSES, Task, cross_entropy
+from tierfed.testing.toy import gap, toy_net, toy_plan, toy_task
 
 CPU = torch.device("cpu")
 CLOSE = 1e-12

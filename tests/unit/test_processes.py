@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import zygote
 from laws.cases import CASES, task_of
-from laws.world import MODES, evaluated, happened, small_plan, trees
-from support import apart, gap, make_engine
 from tierfed.engine.arena import Arena, Windows
 from tierfed.engine.processes import Processes
 from tierfed.engine.vectorized import Vectorized
 from tierfed.errors import InputError
 from tierfed.task import Task
+from tierfed.testing.toy import apart, gap, make_engine
+from tierfed.testing.trees import MODES, evaluated, happened, small_plan, trees
 from tierfed.tree import tmap
 
 

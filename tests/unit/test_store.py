@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zygote
-from support import gap
 from tierfed.errors import InputError
 from tierfed.store import DiskStore, MemoryStore, Store, with_default
+from tierfed.testing.toy import gap
 from tierfed.tree import Tree
 
 
