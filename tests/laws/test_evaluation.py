@@ -142,12 +142,9 @@ def accuracies(tree: Tree) -> Tree:
     return {name: scores["accuracy"] for name, scores in tree.items()}
 
 
-@pytest.mark.parametrize("tree", ["flat", "clusters"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "tree"), [(n, t) for n in CASES for t in ("flat", "clusters") if fits(n, t)])
 def test_together_is_one_at_a_time(name: str, tree: str) -> None:
     """Every algorithm: the batched evaluation has the scores of the definition, and the very accuracies."""
-    if not fits(name, tree):
-        return
     engine = trace(make_engine("vectorized", CASES[name], task_of(name), small_plan(), trees(0.7)[tree]), 1).engine
     expected, found = one_at_a_time(engine), plain(evaluate(engine, TEST, "classification", np.arange(DEVICES)))
     assert relative(found, expected) <= 1e-12
