@@ -72,7 +72,8 @@ def test_all_that_can_are_here() -> None:
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("name", CASES)
 def test_engines_agree(name: str, tree: str, mode: str) -> None:
-    both = [trace(build(name, kind, tree, mode, dropout=0.3), 3) for kind in ("serial", "vectorized")]
+    rounds = 3 if tree == "flat" else 2  # there a device is asked once a round
+    both = [trace(build(name, kind, tree, mode, dropout=0.3), rounds) for kind in ("serial", "vectorized")]
     agree(both[0], both[1])
 
 
