@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from support import gap
 from tierfed.deploy.journal import FIRST, Journal, Lineage, after, as_tree, digest, from_tree
 from tierfed.errors import InputError
 from tierfed.store import DiskStore, MemoryStore
+from tierfed.testing.toy import gap
 from tierfed.tree import Tree
 
 
