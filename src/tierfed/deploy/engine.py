@@ -62,6 +62,7 @@ class Deployed(Engine):
         )
         self.world, self.house, self.run = world, house, run
         self.settings = world.config.deploy
+        self.counted = not self.settings.devices  # the numbers of samples are known, not guessed
         self.levels = process_levels(world.topology)
         self.told: Traces = {}
         self.moved: dict[tuple[int, str], int] = {}  # payload that this process has sent and got, by link and way
@@ -112,6 +113,7 @@ class Deployed(Engine):
             self.world = recounted(self.world, told["sizes"].numpy())
             self.plan = self.world.plan
             self._arrange(replace(self.topology, samples=self.plan.samples))
+        self.counted = self.counted or told is not None
         topology = with_parents(self.world.topology, self.store, PARENTS)
         if not all(map(np.array_equal, topology.parents, self.topology.parents)):
             self._arrange(topology)

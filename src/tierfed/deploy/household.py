@@ -267,6 +267,8 @@ class Household:
             frame = unpack(data)
             if frame.kind == "failed":
                 out.missing[child] = str(frame.header.get("reason", "it failed"))
+                if frame.header.get("fresh"):
+                    self.fresh.add(child)
                 return
             if frame.kind != "reply":
                 raise InputError(f"got {frame.kind!r}, wanted a reply")

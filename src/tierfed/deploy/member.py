@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tierfed.deploy.frame import Frame, Header, pack, peek, unpack
 from tierfed.deploy.household import Superseded
+from tierfed.deploy.journal import AnewError
 from tierfed.deploy.transport import Stream, Transport
 from tierfed.errors import InputError
 
@@ -184,8 +185,9 @@ class Member:
             try:
                 reply = self.answer(frame, lambda: self._next is None and not self._closing)
             except InputError as err:
-                _LOG.error("%s: %s", self.name, err)
-                about = {"id": question.ident, "round": frame.header.get("round"), "reason": str(err)}
+                anew = isinstance(err, AnewError)
+                _LOG.log(logging.INFO if anew else logging.ERROR, "%s: %s", self.name, err)
+                about = {"id": question.ident, "round": frame.header.get("round"), "reason": str(err), "fresh": anew}
                 reply = pack({"kind": "failed", **about})
         except Superseded:
             _LOG.info("%s: the question under way is old; left it", self.name)

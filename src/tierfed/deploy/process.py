@@ -260,7 +260,7 @@ class Cloud:
     def _begin(self, world: World, store: DiskStore | MemoryStore, tell: Tell | None) -> Engine:
         world = replace(world, config=replace(world.config, deploy=self.config.deploy))
         engine = self._open(Deployed(world, store, run=_run_name(store)))
-        engine.elsewhere = _AT_DEVICES
+        engine.elsewhere, engine.counted = _AT_DEVICES, True
         return engine
 
     def _open(self, engine: Deployed) -> Deployed:
