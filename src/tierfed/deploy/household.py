@@ -37,6 +37,14 @@ class Admission(Protocol):
     def __call__(self, peer: Peer, hello: Header) -> int | Refusal: ...
 
 
+class Vouching(Protocol):
+    """What a parent proves to its children beside what the transport does."""
+
+    def welcome(self, hello: Header) -> Header: ...
+
+    def news(self) -> Header: ...
+
+
 class Gathered(NamedTuple):
     """What came of a question. Everybody who was asked is in one of the two."""
 
@@ -58,6 +66,7 @@ class _Guest:
     def __init__(self, stream: Stream) -> None:
         self.stream, self.since, self.child = stream, time.monotonic(), -1
         self.hello: Header = {}
+        self.number: int | None = None  # of the revocation list that it has
         self.recent: deque[float] = deque()
 
     def too_many(self, now: float, rate: float) -> bool:
@@ -75,8 +84,14 @@ class Household:
     dropped as it comes.
     """
 
-    def __init__(self, settings: DeploySettings, admit: Admission, name_of: Callable[[int], str]) -> None:
-        self.settings, self.admit, self.name_of = settings, admit, name_of
+    def __init__(
+        self,
+        settings: DeploySettings,
+        admit: Admission,
+        name_of: Callable[[int], str],
+        vouching: Vouching | None = None,
+    ) -> None:
+        self.settings, self.admit, self.name_of, self.vouching = settings, admit, name_of, vouching
         self.counters = Counters()
         self.fresh: set[int] = set()  # children that have lost what they knew
         self._changed = threading.Condition()
@@ -149,7 +164,9 @@ class Household:
             before.stream.close()
         self.counters.joined += 1
         _LOG.info("%s has joined from %s", self.name_of(child), guest.stream.peer.address)
-        self._send(guest, pack({"kind": "welcome"}))
+        shown = {} if self.vouching is None else self.vouching.welcome(hello)
+        guest.number = shown.get("number")
+        self._send(guest, pack({"kind": "welcome", **shown}))
         if child in self._asked and child not in self._came:
             if tree_lost and peek(self._asked[child][1]).get("kind") != "tree":
                 self._came[child] = pack({"kind": "failed", "reason": "it has begun anew"})
@@ -203,12 +220,18 @@ class Household:
             self._changed.notify_all()
 
     def review(self) -> None:
-        """Asks again who may stay: a certificate may have been revoked, a device may have another parent by now."""
+        """Asks again who may stay: a certificate may have been revoked, a device may have another parent by now. Who
+        stays gets the list of what was revoked.
+        """
+        news = {} if self.vouching is None else self.vouching.news()
         with self._changed:
             for guest in list(self._children.values()):
                 answer = self.admit(guest.stream.peer, guest.hello)
                 if isinstance(answer, Refusal):
                     self._refuse(guest, answer)
+                elif guest.number != news.get("number"):
+                    guest.number = news["number"]
+                    self._send(guest, pack({"kind": "news", **news}))
 
     def gather(
         self,

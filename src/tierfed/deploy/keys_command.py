@@ -108,8 +108,8 @@ def revoke(
         count = sum(r.name == name for r in ended)
         _tell(f"{name}: {count} certificate{'' if count == 1 else 's'} revoked" if count else f"{name}: none was valid")
     _tell(
-        f"cloud and fogs with folders in {folder} have the new list; copy {folder / 'crl.pem'} into those on other "
-        "machines, which read it at once"
+        f"nodes with folders in {folder} have the new list; where the cloud is on another machine, copy "
+        f"{folder / 'crl.pem'} into its folder: it reads it at once and hands it on, as do fogs"
     )
 
 

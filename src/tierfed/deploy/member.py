@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tierfed.deploy.frame import Frame, Header, pack, peek, unpack
 from tierfed.deploy.household import Superseded
@@ -19,6 +20,16 @@ _FIRST_PAUSE_SECONDS = 0.25
 Going = Callable[[], bool]
 Answer = Callable[[Frame, Going], bytes]
 """The reply to a question, as long as somebody wants to know it."""
+
+
+class Doubting(Protocol):
+    """What a child asks of its parent beside what the transport does."""
+
+    def doubts(self, welcome: Header, nonce: str) -> str: ...
+
+    def learn(self, news: Header) -> None: ...
+
+    def trouble(self) -> str: ...
 
 
 @dataclass
@@ -37,6 +48,7 @@ class Member:
     :param interrupt: called when a question has come
     :param longest: pause before dialing again, seconds
     :param done: the run is over, or this node cannot go on
+    :param doubting: why a parent is not believed; none: whoever answers is
     """
 
     def __init__(
@@ -49,9 +61,11 @@ class Member:
         interrupt: Callable[[], None] = lambda: None,
         longest: float = 10.0,
         done: threading.Event | None = None,
+        doubting: Doubting | None = None,
     ) -> None:
         self.name, self.transport, self.address = name, transport, address
         self.hello, self.answer, self.interrupt, self.longest = hello, answer, interrupt, longest
+        self.doubting, self._nonce = doubting, ""
         self.failure: BaseException | None = None
         self.done = done or threading.Event()
         self.welcome = threading.Event()
@@ -106,8 +120,8 @@ class Member:
 
     def opened(self, stream: Stream) -> None:
         with self._changed:
-            self._stream = stream
-        stream.send(pack(self.hello()))
+            self._stream, self._nonce = stream, os.urandom(16).hex()
+        stream.send(pack({**self.hello(), "nonce": self._nonce}))
 
     def received(self, stream: Stream, frame: bytes) -> None:
         try:
@@ -118,13 +132,34 @@ class Member:
             return
         kind = header.get("kind")
         if kind == "welcome":
+            why = "" if self.doubting is None else self.doubting.doubts(header, self._nonce)
+            if why:
+                self._leave(stream, why)
+                return
             self._pause = _FIRST_PAUSE_SECONDS
             self.welcome.set()
             _LOG.info("%s: joined %s", self.name, self.address)
         elif kind == "refused":
             self._refused(header)
+        elif not self.welcome.is_set():
+            self._leave(stream, f"its first frame is {kind!r}, wanted 'welcome'")
+        elif kind == "news":
+            if self.doubting is not None:
+                self.doubting.learn(header)
+            self.review()
         else:
             self._asked(stream, _Question(str(header.get("id")), frame))
+
+    def review(self) -> None:
+        """Asks again whether the parent is to be believed: its certificate may have been revoked."""
+        stream, why = self._stream, "" if self.doubting is None else self.doubting.trouble()
+        if why and stream is not None and self.welcome.is_set():
+            self._leave(stream, why)
+
+    def _leave(self, stream: Stream, why: str) -> None:
+        _LOG.warning("%s: refused the parent at %s: %s", self.name, self.address, why)
+        self.welcome.clear()
+        stream.close()
 
     def _asked(self, stream: Stream, question: _Question) -> None:
         with self._changed:

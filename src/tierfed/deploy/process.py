@@ -75,7 +75,8 @@ class AtWork:
         )
 
     def review(self) -> None:
-        """Asks again who may stay."""
+        """Asks again who may stay, and whether the parent may."""
+        self.member.review()
         if self.node.engine.house is not None:
             self.node.engine.house.review()
 
@@ -151,7 +152,7 @@ def begin_node(
 ) -> AtWork:
     """A fog or a device that listens, dials and answers.
 
-    :param gate: what is asked of children; none: nobody shows a certificate
+    :param gate: what is asked of parent and children; none: nobody shows a certificate
     :param memory: it keeps nothing on disk
     :param anew: what it has kept is deleted
     :param listen: where it listens; by default as the config says
@@ -172,7 +173,7 @@ def begin_node(
         engine = Deployed(world, journal, run=journal.run)
         if tier == "fog":
             door = Door(engine=engine, depth=me.level, ident=me.index, gate=gate)
-            engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(me.level), i))
+            engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(me.level), i), gate)
         one = Node(level=me.level, ident=me.index, engine=engine, journal=journal, compute=compute or threading.Lock())
         wake = engine.house.wake if engine.house is not None else _nothing
         member = Member(
@@ -184,6 +185,7 @@ def begin_node(
             wake,
             world.config.deploy.retry_seconds,
             one.over,
+            gate,
         )
         listener = transport.listen(listen or address(world, name), engine.house) if engine.house is not None else None
     except BaseException:
@@ -271,7 +273,7 @@ class Cloud:
             engine.house = before.house
             engine.house.admit = door
         else:
-            engine.house = Household(engine.settings, door, lambda i: engine.name(engine.below(0), i))
+            engine.house = Household(engine.settings, door, lambda i: engine.name(engine.below(0), i), self.gate)
             here = self.address or address(engine.world, CLOUD)
             self.listener = self.transport.listen(here, engine.house)
         return engine
