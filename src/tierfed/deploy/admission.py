@@ -20,6 +20,7 @@ from cryptography import x509
 from tierfed.deploy import certificates, files
 from tierfed.deploy.frame import Header
 from tierfed.deploy.identity import CRL, NODE, Credentials, Identity, identity_of, load_credentials
+from tierfed.deploy.logs import event
 from tierfed.deploy.names import CLOUD, ROAMING
 from tierfed.errors import InputError, nearest
 
@@ -202,7 +203,8 @@ class Gate:
             except InputError as e:
                 _LOG.warning("revocation list %d is known until this process ends: %s", found.number, e)
             self._seen = files.state(self._path)
-        _LOG.info("%s: got revocation list %d from its parent", self._here.name, found.number)
+        about = event("revocations", node=self._here.name)
+        _LOG.info("%s: got revocation list %d from its parent", self._here.name, found.number, extra=about)
 
     def doubts(self, welcome: Header, nonce: str) -> str:
         """Why whoever welcomes this node is not its parent, in one line; empty: it is.

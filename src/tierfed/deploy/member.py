@@ -11,6 +11,7 @@ from typing import Protocol
 from tierfed.deploy.frame import Frame, Header, pack, peek, unpack
 from tierfed.deploy.household import Superseded
 from tierfed.deploy.journal import AnewError
+from tierfed.deploy.logs import event
 from tierfed.deploy.transport import Stream, Transport
 from tierfed.errors import InputError
 
@@ -113,7 +114,7 @@ class Member:
         with self._changed:
             if address == self.address:
                 return
-            _LOG.info("%s: goes to %s at %s", self.name, name, address)
+            self._say(logging.INFO, "moved", f"goes to {name} at {address}")
             self.address, self._pause = address, _FIRST_PAUSE_SECONDS
 
     # called by the transport
@@ -127,7 +128,7 @@ class Member:
         try:
             header = peek(frame)
         except InputError as err:
-            _LOG.warning("%s: refused a frame of the parent: %s", self.name, err)
+            self._say(logging.WARNING, "rejected", f"refused a frame of the parent: {err}")
             stream.close()
             return
         kind = header.get("kind")
@@ -138,7 +139,7 @@ class Member:
                 return
             self._pause = _FIRST_PAUSE_SECONDS
             self.welcome.set()
-            _LOG.info("%s: joined %s", self.name, self.address)
+            self._say(logging.INFO, "joined", f"joined {self.address}")
         elif kind == "refused":
             self._refused(header)
         elif not self.welcome.is_set():
@@ -157,7 +158,7 @@ class Member:
             self._leave(stream, why)
 
     def _leave(self, stream: Stream, why: str) -> None:
-        _LOG.warning("%s: refused the parent at %s: %s", self.name, self.address, why)
+        self._say(logging.WARNING, "refused", f"refused the parent at {self.address}: {why}")
         self.welcome.clear()
         stream.close()
 
@@ -179,7 +180,7 @@ class Member:
         elif header.get("final"):
             self._fail(InputError(f"{self.name} was refused by its parent at {self.address}: {reason}"))
         else:
-            _LOG.warning("%s: refused by %s: %s", self.name, self.address, reason)
+            self._say(logging.WARNING, "refused", f"refused by {self.address}: {reason}")
 
     def closed(self, stream: Stream | None, why: str) -> None:
         with self._changed:
@@ -191,7 +192,7 @@ class Member:
                 return
             pause = self._pause * (0.75 + os.urandom(1)[0] / 512)  # so that children do not come all at once
             self._pause = min(2 * self._pause, self.longest)
-            _LOG.info("%s: no connection to %s (%s); again in %.1f s", self.name, self.address, why, pause)
+            self._say(logging.INFO, "gone", f"no connection to {self.address} ({why}); again in {pause:.1f} s")
             self._timer = threading.Timer(pause, self._again)
             self._timer.daemon = True
             self._timer.start()
@@ -220,14 +221,14 @@ class Member:
             try:
                 reply = self.answer(frame, lambda: self._next is None and not self._closing)
             except InputError as err:
-                anew = isinstance(err, AnewError)
-                _LOG.log(logging.INFO if anew else logging.ERROR, "%s: %s", self.name, err)
-                about = {"id": question.ident, "round": frame.header.get("round"), "reason": str(err), "fresh": anew}
+                anew, round_ = isinstance(err, AnewError), frame.header.get("round")
+                self._say(logging.INFO if anew else logging.ERROR, "failed", str(err), round_)
+                about = {"id": question.ident, "round": round_, "reason": str(err), "fresh": anew}
                 reply = pack({"kind": "failed", **about})
         except Superseded:
-            _LOG.info("%s: the question under way is old; left it", self.name)
+            self._say(logging.INFO, "left", "the question under way is old; left it")
         except InputError as err:
-            _LOG.warning("%s: refused a frame of the parent: %s", self.name, err)
+            self._say(logging.WARNING, "rejected", f"refused a frame of the parent: {err}")
         except BaseException as err:
             self._fail(err)
         with self._changed:
@@ -236,6 +237,11 @@ class Member:
                 self._last = (question.ident, reply)
                 if self._stream is not None:
                     self._stream.send(reply)
+
+    def _say(self, level: int, what: str, text: str, round_: object = None) -> None:
+        """A log line. :param round_: from 0, of the question that it is about"""
+        more = {"round": round_ + 1} if isinstance(round_, int) else {}
+        _LOG.log(level, "%s: %s", self.name, text, extra=event(what, node=self.name, **more))
 
     def _fail(self, why: BaseException) -> None:
         self.failure = self.failure or why

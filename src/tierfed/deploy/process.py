@@ -31,6 +31,7 @@ from tierfed.deploy.joining import (
     state_folder,
 )
 from tierfed.deploy.journal import Journal
+from tierfed.deploy.logs import event
 from tierfed.deploy.member import Member
 from tierfed.deploy.names import CLOUD
 from tierfed.deploy.nodes import Node, count, say_end
@@ -73,6 +74,10 @@ class AtWork:
             busy_seconds=member.busy_seconds,
             over=self.node.over.is_set(),
         )
+
+    def round(self) -> int | None:
+        """The round that it is at work on or has heard of last, from 1."""
+        return self.node.journal.round + 1 or None
 
     def review(self) -> None:
         """Asks again who may stay, and whether the parent may."""
@@ -213,6 +218,10 @@ class Cloud:
         self.listener: Closing | None = None
         self.over = False
 
+    def round(self) -> int | None:
+        """The round that it is at work on, from 1."""
+        return None if self.engine is None or not self.engine.run else self.engine.round + 1
+
     def seen(self) -> list[tuple[Status, Household | None]]:
         """How it is now, once it has begun."""
         engine = self.engine
@@ -292,7 +301,8 @@ class Cloud:
                 sizes[:, int(i)] = numbers
             if (sizes < 0).any():
                 away = ", ".join(engine.names[i] for i in np.flatnonzero(sizes[0] < 0)[:8])
-                _LOG.info("the run begins when all have told their number of samples; missing: %s", away)
+                text, about = "the run begins when all have told their number of samples; missing: %s", event("waiting")
+                _LOG.info(text, away, extra=about)
                 time.sleep(1.0)
         if folder:
             with on_disk(path.parent):
