@@ -74,7 +74,7 @@ class Visit:
 
 
 class Journal:
-    """The store of one node (the protocol `tierfed.store.Store`), over one that forgets or one on disk.
+    """The records of one node (the protocol `tierfed.store.Records`), over a store that forgets or one on disk.
 
     :param anew: it takes the place of one whose state was lost, and begins in the middle of a run
     """
@@ -262,9 +262,6 @@ class Journal:
 
     def prefetch(self, table: str, ids: Iterable[int]) -> None:
         """A node has few records."""
-
-    def commit(self, meta: dict[str, Any], log: list[Any]) -> None:
-        raise NotImplementedError("a node commits visits")
 
     def discard(self) -> None:
         """Forgets what the visit under way has put."""

@@ -19,7 +19,7 @@ from tierfed.faults import Faults
 from tierfed.peers import Chain, peer_distances
 from tierfed.plan import Plan
 from tierfed.rng import Purpose, bits, generator
-from tierfed.store import Store, with_default
+from tierfed.store import Records, with_default
 from tierfed.task import Task
 from tierfed.topology import UNITS, Topology
 from tierfed.tree import Tree, leaves, take, tmap
@@ -44,7 +44,7 @@ class Engine(ABC):
         tasks: Sequence[Task],
         topology: Topology,
         plan: Plan,
-        store: Store,
+        store: Records,
         *,
         faults: Faults | None = None,
         kinds: Ids | None = None,
