@@ -26,7 +26,7 @@ from tierfed.deploy.up import Crew, environment, parts
 from tierfed.deploy.up import run as run_all
 from tierfed.errors import InputError
 from tierfed.metrics import write_atomic
-from tierfed.options import load
+from tierfed.options import DataDir, Json, Sets, load
 from tierfed.output import err, listing, out, say
 from tierfed.progress import line, watching
 from tierfed.result import Progress, Watcher
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from tierfed.deploy.secure import Network
 
 Source = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file or a preset; the same for all nodes.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key.")]
-DataDir = Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run folder (run.out).")]
 Keys = Annotated[
     Path | None, typer.Option("--keys", metavar="FOLDER", help="Certificate of the node; keys/nodes/NAME by default.")
@@ -47,7 +45,6 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="No certificates; on 
 Listen = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where it listens (deploy.addresses).")]
 Parent = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where its parent listens.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Delete what it has kept: it takes the place of a lost one.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 _STDIN = "TIERFED_STOPS_WITH_STDIN"
 _LOG = logging.getLogger(__name__)
 
