@@ -173,6 +173,7 @@ def health(
     if as_json:
         say({**seen, "trouble": why})
     else:
+        seen["children"] = "{} of {}".format(*status.children) if status.children[1] else "none"
         listing(f"{name}: {why or ('the run is over' if status.over else 'at work')}", [seen], False)
     if why:
         raise typer.Exit(1)
