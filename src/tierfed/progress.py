@@ -67,15 +67,21 @@ def watching(console: Console | None = None, quiet: bool = False) -> Iterator[Wa
             yield move
     else:
 
-        def line(p: Progress) -> None:
-            if p.doing:
-                console.print(f"{p.name}: {p.doing}", soft_wrap=True, highlight=False, markup=False)
-            elif p.evaluated or p.stopped:
-                ended = f"  {p.stopped}" if p.stopped else ""
-                text = f"{p.name}: round {p.round}/{p.rounds}  {scores(p)}  {megabytes(p.bytes)}{ended}"
+        def say(p: Progress) -> None:
+            if text := line(p):
                 console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-        yield line
+        yield say
+
+
+def line(p: Progress) -> str:
+    """What there is to say in one line; empty: nothing."""
+    if p.doing:
+        return f"{p.name}: {p.doing}"
+    if not p.evaluated and not p.stopped:
+        return ""
+    ended = f"  {p.stopped}" if p.stopped else ""
+    return f"{p.name}: round {p.round}/{p.rounds}  {scores(p)}  {megabytes(p.bytes)}{ended}"
 
 
 def _notebook() -> Any:

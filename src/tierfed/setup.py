@@ -49,7 +49,7 @@ from tierfed.placement import (
     share_of_device,
 )
 from tierfed.plan import Plan
-from tierfed.store import MemoryStore, Store
+from tierfed.store import MemoryStore, Records, Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
 from tierfed.transfers import Transfer
@@ -105,20 +105,24 @@ class World:
         """What different architectures are called; none where all devices have the same."""
         return () if self.kinds is None else labels(self.config.model)
 
+    def parts(self, store: Records) -> dict[str, Any]:
+        """What every engine over this world is made of, by the names of its parameters."""
+        return {
+            "algorithm": self.algorithm,
+            "tasks": self.tasks,
+            "topology": self.topology,
+            "plan": self.plan,
+            "store": store,
+            "faults": self.config.faults,
+            "kinds": self.kinds,
+            "clock": self.clock,
+            "edge": self.edge,
+            "links": self.links,
+        }
+
     def engine(self, store: Store, tell: Tell | None = None) -> Engine:
         """An engine over a store. :param tell: is told what it begins beside this process"""
-        engine = ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name](
-            self.algorithm,
-            self.tasks,
-            self.topology,
-            self.plan,
-            store,
-            faults=self.config.faults,
-            kinds=self.kinds,
-            clock=self.clock,
-            edge=self.edge,
-            links=self.links,
-        )
+        engine = ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name](**self.parts(store))
         if isinstance(engine, Vectorized):
             engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
             engine.shares = self.choice.shares

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from support import cloud, make_engine, quad
 from tierfed.algorithms import make
 from tierfed.links import At, Attack, Heard, Link, Links, ReduceSettings
 from tierfed.links.rules import Robust, krum_order, median, needed, trimmed_mean, weiszfeld
+from tierfed.testing.toy import cloud, make_engine, quad
 from tierfed.tree import Tree
 
 AT = At(0, 1, 0, 0, 0)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from laws.cases import CASES, task_of
-from laws.world import MODES, by_name, happened, small_plan, trace, trees
-from support import make_engine
 from tierfed.engine import Engine
 from tierfed.engine.log import RoundLog
 from tierfed.links import AttackSettings, Compress, Links, LinkSettings, build_links
 from tierfed.settings import build
 from tierfed.store import DiskStore, Store
 from tierfed.testing.laws import agree, same
+from tierfed.testing.toy import make_engine
+from tierfed.testing.trees import MODES, by_name, happened, small_plan, trace, trees
 from tierfed.topology import build_topology
 
 RULES = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "norm_bound")

@@ -13,6 +13,7 @@ from tierfed.deploy.census import recounted, sizes_of
 from tierfed.deploy.frame import Frame
 from tierfed.deploy.household import Household
 from tierfed.deploy.journal import Journal, Lineage, as_tree, digest, from_tree
+from tierfed.deploy.logs import event
 from tierfed.deploy.moving import CENSUS, Place, announce, collect, deliver, places
 from tierfed.deploy.names import node_name, process_levels
 from tierfed.deploy.question import ALL, Answers, Question, answers, ident, merge
@@ -29,7 +30,7 @@ from tierfed.errors import InputError
 from tierfed.evaluation import Found, found
 from tierfed.metrics import Kind, Scores
 from tierfed.setup import World
-from tierfed.store import Store
+from tierfed.store import Records
 from tierfed.tree import Tree
 from tierfed.wire import encode, payload
 
@@ -50,20 +51,11 @@ class Deployed(Engine):
     :param house: the children; none: this process has devices alone
     """
 
-    def __init__(self, world: World, store: Store, house: Household | None = None, run: str = "") -> None:
-        super().__init__(
-            world.algorithm,
-            world.tasks,
-            world.topology,
-            world.plan,
-            store,
-            faults=world.config.faults,
-            kinds=world.kinds,
-            clock=world.clock,
-            links=world.links,
-        )
+    def __init__(self, world: World, store: Records, house: Household | None = None, run: str = "") -> None:
+        super().__init__(**world.parts(store))
         self.world, self.house, self.run = world, house, run
         self.settings = world.config.deploy
+        self.counted = not self.settings.devices  # the numbers of samples are known, not guessed
         self.levels = process_levels(world.topology)
         self.told: Traces = {}
         self.moved: dict[tuple[int, str], int] = {}  # payload that this process has sent and got, by link and way
@@ -114,6 +106,7 @@ class Deployed(Engine):
             self.world = recounted(self.world, told["sizes"].numpy())
             self.plan = self.world.plan
             self._arrange(replace(self.topology, samples=self.plan.samples))
+        self.counted = self.counted or told is not None
         topology = with_parents(self.world.topology, self.store, PARENTS)
         if not all(map(np.array_equal, topology.parents, self.topology.parents)):
             self._arrange(topology)
@@ -262,9 +255,9 @@ class _Remote(Level):
         first = super().poll(burst)
         self.wanted = len(first.kids)
         sample = e.topology.policies[self.depth].sample
-        if not more or sample == 1.0 or e.reach(self.depth) != self.depth + 1:
+        if not more or e.reach(self.depth) != self.depth + 1:
             return first
-        larger = min(1.0, sample * (1 + more)) if isinstance(sample, float) else int(np.ceil(sample * (1 + more)))
+        larger = int(np.ceil(sample * (1 + more))) if isinstance(sample, int) else min(1.0, sample * (1 + more))
         policies = list(e.topology.policies)
         policies[self.depth] = replace(policies[self.depth], sample=larger)
         kids = replace(e.topology, policies=tuple(policies)).poll(self.depth, self.node, e.round, self._tick(burst))
@@ -351,7 +344,8 @@ class _Remote(Level):
                 f"round {e.round + 1} at {me}: {answered} of {asked} have answered, {needed} are needed; missing: "
                 f"{names}{REMEDY if self.depth == 0 else ''}"
             )
-        _LOG.warning("round %d at %s: goes on without %s", e.round + 1, me, names)
+        about = event("incomplete", round=e.round + 1)
+        _LOG.warning("round %d at %s: goes on without %s", e.round + 1, me, names, extra=about)
         e.log.lost[to - 1] = e.log.lost.get(to - 1, 0) + len(away)
 
     def tell(self, kids: Ids, replies: Replies, heard: Flags) -> None:
@@ -386,7 +380,7 @@ def scores(engine: Engine, test: Sequence[Ids], kind: Kind, devices: Ids, post: 
     got = engine.score(0, 0, {}, {"devices": there, "post": post}, extra) if there else Answers()
     if got.missing:
         names = ", ".join(engine.name(engine.reach(0), i) for i in sorted(got.missing)[:8])
-        _LOG.warning("not evaluated: %s", names)
+        _LOG.warning("not evaluated: %s", names, extra=event("incomplete"))
     parts: dict[tuple[str, str], list[Scores]] = {}
     for device, model, metric, value in got.notes.get("scores", []):
         one = Scores(np.array([int(device)]), np.array([float(value)]))

@@ -165,9 +165,10 @@ class Door:
         if child is None:
             return Refusal(f"{here} knows no {tier} {name!r}; check --name and the config of both")
         counted = int(engine.plan.samples[child]) if level == engine.depth else None
-        if not engine.settings.devices and hello.get("samples") != counted:
+        if engine.counted and hello.get("samples") != counted:
             told = f"{name} has {hello.get('samples')} training samples, {here} counts on {counted}"
-            return Refusal(f"{told}; give both the same data and [data]")
+            same = "it the data that it had when the run began" if engine.settings.devices else "both the same data"
+            return Refusal(f"{told}; give {same} and the same [data]")
         parent = int(engine.topology.ancestor(level, np.array([child]), self.depth)[0])
         if parent == self.ident:
             return child

@@ -9,7 +9,7 @@ from typing import Any
 from tierfed.deploy.census import sizes_of
 from tierfed.deploy.engine import Deployed, of_run
 from tierfed.deploy.frame import Frame, Header
-from tierfed.deploy.journal import Journal, Lineage, after
+from tierfed.deploy.journal import AnewError, Journal, Lineage, after
 from tierfed.deploy.moving import collect, take_over
 from tierfed.deploy.question import Answers, Question, question, reply_frame
 from tierfed.deploy.schema import check_finite
@@ -78,6 +78,8 @@ class Node:
         lineage, ask, engine = asked.to[self.ident], asked.asks[self.ident], self.engine
         check_finite(asked.of(self.ident))
         version = self.journal.find(lineage, asked.round)
+        if asked.kind == "ask" and not self.is_device and self.journal.untold(version):
+            raise AnewError(f"{self.name} has begun anew")
         self.journal.begin(asked.round, version)
         before = self.journal.said(ask)
         engine.follow()

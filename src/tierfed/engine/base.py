@@ -20,7 +20,7 @@ from tierfed.links import NONE, Links
 from tierfed.peers import Chain, peer_distances
 from tierfed.plan import Plan
 from tierfed.rng import Purpose, bits, generator
-from tierfed.store import Store, with_default
+from tierfed.store import Records, with_default
 from tierfed.task import Task
 from tierfed.topology import UNITS, Topology
 from tierfed.tree import Tree, leaves, take, tmap
@@ -46,7 +46,7 @@ class Engine(ABC):
         tasks: Sequence[Task],
         topology: Topology,
         plan: Plan,
-        store: Store,
+        store: Records,
         *,
         faults: Faults | None = None,
         kinds: Ids | None = None,
