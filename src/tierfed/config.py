@@ -15,6 +15,7 @@ from tierfed.augment import AugmentSettings
 from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
 from tierfed.deployment import DeploySettings
+from tierfed.dpsgd import DpSgdSettings
 from tierfed.errors import InputError, nearest
 from tierfed.faults import Faults
 from tierfed.lookup import near_file
@@ -165,6 +166,7 @@ class Config:
     """`name` and hyper-parameters, see `tierfed algorithms`."""
     topology: TopologySettings = field(default_factory=TopologySettings)
     faults: Faults = field(default_factory=Faults)
+    dp_sgd: DpSgdSettings = field(default_factory=DpSgdSettings)
     cost: CostSettings = field(default_factory=CostSettings)
     offload: OffloadSettings = field(default_factory=OffloadSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)

@@ -194,7 +194,8 @@ def prepare(
             there = network.to(device=device, dtype=dtype)
             tasks.append(Task(there, loss, config.model.weight_decay, at_cloud, len(federation.classes)))
     batch = None if config.data.batch == "all" else config.data.batch
-    plan = Plan(x=x, y=y, train=train, held=federation.val, batch=batch, seed=seed, dtype=dtype)
+    private = config.dp_sgd.clip is not None
+    plan = Plan(x=x, y=y, train=train, held=federation.val, batch=batch, seed=seed, dtype=dtype, whole=private)
     check_mixture(config, algorithm, len(tasks))
     check_needs(config, algorithm, tasks, kinds, plan, federation)
     topology = build_topology(config.topology, plan.samples, seed, federation.natural, labels)

@@ -8,7 +8,7 @@ from torch.func import vmap
 from tierfed.algorithm import Batch
 from tierfed.errors import InputError
 from tierfed.kernels import equipped, refusal
-from tierfed.privacy.dpsgd import PrivateTask, clipped_sum, per_sample
+from tierfed.dpsgd import PrivateTask, clipped_sum, per_sample
 from tierfed.task import Task
 from tierfed.tree import vector
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from secure_sums import measure
 
 from tierfed.errors import InputError
 from tierfed.privacy import secagg
@@ -220,3 +221,9 @@ def test_the_threshold_is_a_share_of_the_children() -> None:
     assert [secagg.threshold_of(2 / 3, n) for n in (2, 3, 10, 100)] == [2, 2, 7, 67]
     with pytest.raises(InputError, match="at least 2"):
         Terms(fixed=FIXED, threshold=1, context=b"")
+
+
+def test_the_benchmark_measures_sums_that_are_exact() -> None:
+    found = measure(4, 100, 0.25, threshold=0.5)
+    assert (found["lost"], found["threshold"]) == (1, 2)
+    assert (found["child_down_bytes"], found["child_up_bytes"]) == (64 * 4 + 82 * 3 + 1, 64 + 82 * 3 + 400 + 33 * 4)

@@ -37,6 +37,7 @@ class Release:
     :param noise_multiplier: standard deviation of the noise / bound of one unit's contribution
     :param rate: probability q that a unit takes part
     :param drawn: k of "fixed"; :param among: n of "fixed"
+    :param slip: probability that the release is not what the accountants take it for, which is added to delta
     """
 
     noise_multiplier: float
@@ -44,6 +45,7 @@ class Release:
     rate: float = 1.0
     drawn: int = 0
     among: int = 0
+    slip: float = 0.0
 
     def __post_init__(self) -> None:
         if self.noise_multiplier < 0 or not 0 <= self.rate <= 1:
@@ -79,6 +81,9 @@ def epsilon(releases: Mapping[Release, int], delta: float, accountant: Accountan
     :raises InputError: a delta outside of (0, 1), or PLDs of fixed draws, which nobody knows
     """
     check_delta(delta)
+    delta -= sum(r.slip * n for r, n in releases.items())
+    if delta <= 0:
+        return math.inf
     kept = tuple(sorted(((r, n) for r, n in releases.items() if n > 0 and r.rate > 0), key=repr))
     if any(r.noise_multiplier == 0 for r, _ in kept):
         return math.inf

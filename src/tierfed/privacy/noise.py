@@ -7,11 +7,12 @@ Both are sampled in float64 and rounded to the precision of the model: the textb
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from tierfed.errors import InputError
@@ -19,6 +20,7 @@ from tierfed.rng import Purpose, generator
 from tierfed.tree import tmap
 
 Floats = npt.NDArray[np.float64]
+Delta = Annotated[float, Gt(0), Lt(1)]
 Source = Callable[[int], Floats]
 """[n] independent standard normal numbers; other ones with every call."""
 

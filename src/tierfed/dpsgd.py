@@ -6,24 +6,48 @@ A pass over the data has every sample in at most one batch (the last one, if it 
 one Gaussian mechanism with the noise multiplier z, whatever the batches are: nothing is claimed for the shuffling.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from tierfed.algorithm import Batch
+from tierfed.algorithm import Algorithm, Batch, Data
 from tierfed.errors import InputError
+from tierfed.privacy.accounting import Accountant
 from tierfed.privacy.clipping import ROUNDING
-from tierfed.privacy.noise import normal_like
+from tierfed.privacy.noise import Delta, normal_like, secure
+from tierfed.settings import NonNegative, Positive
 from tierfed.task import Loss, Task
-from tierfed.tree import Params, take
+from tierfed.tree import Params, Tree, take
 
 Noise = Callable[[Tensor, Tensor, int], Tensor]
 """(tensor, seed [], number) -> standard normal numbers shaped like the tensor."""
 _SAMPLE = 0x2545F4914F6CDD1D  # odd: seeds of the samples of a batch differ
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpSgdSettings:
+    """Differential privacy of single samples: devices train with DP-SGD."""
+
+    clip: Positive | None = None
+    """C: longest gradient of one sample, as an L2 norm over all that is trained; none: plain SGD."""
+    noise_multiplier: NonNegative = 1.0
+    """z: the standard deviation of the noise on the sum of a batch is z C."""
+    delta: Delta = 1e-5
+    """Probability with which the promise may fail; below 1 / (samples of a device)."""
+    epsilon: Positive | None = None
+    """The budget: the run stops before it is exceeded; none: it is only counted."""
+    accountant: Accountant = "auto"
+    """rdp: Renyi divergences; pld: privacy loss distributions; auto: pld."""
+
+
+def secure_like(t: Tensor, seed: Tensor, number: int) -> Tensor:
+    """Standard normal numbers shaped like t that nobody can foresee; seed and number do not matter."""
+    return torch.from_numpy(secure()(t.numel())).view(t.shape).to(t.device, t.dtype)
 
 
 class PrivateTask(Task):
@@ -97,3 +121,53 @@ def clipped_sum(each: Params, bound: float) -> Params:
         .sum(0)
         for k, g in each.items()
     }
+
+
+class Probe(Task):
+    """A task that trains nothing, and notes what an algorithm asks of it in a visit; it shares all else."""
+
+    def __init__(self, task: Task) -> None:
+        vars(self).update(vars(task))
+        self.seeds: list[Tensor] = []
+
+    def train(
+        self,
+        params: Params,
+        data: Data,
+        lr: float | Tensor,
+        drift: Params | None = None,
+        pull: tuple[float | Tensor, Params] | None = None,
+        keys: Collection[str] | None = None,
+    ) -> Params:
+        self.seeds.append(data.seed[data.live])
+        return params
+
+    def grad(
+        self, params: Params, batch: Batch, keys: Collection[str] | None = None, loss: Loss | None = None
+    ) -> tuple[Params, Tensor, Params]:
+        raise BesideError("takes gradients beside its local training, several of a batch or of other losses")
+
+    def outputs(self, params: Params, x: Tensor) -> Tensor:
+        raise BesideError("looks at outputs or losses of models beside its local training")
+
+
+class BesideError(Exception):
+    """An algorithm touches data in another way than by `task.train`."""
+
+
+def refusal(algorithm: Algorithm, task: Task, msg: Tree, state: Tree, data: Data) -> str:
+    """Why the guarantee of DP-SGD does not hold for an algorithm, in a user's words; empty: it does.
+
+    The visit is made with a task that trains nothing and with data that hold no samples: whoever wants one is found.
+    """
+    probe = Probe(task)
+    try:
+        algorithm.device(probe, msg, state, data._replace(x=data.x[:0], y=data.y[:0]))
+    except BesideError as why:
+        return str(why)
+    except (IndexError, RuntimeError, ValueError):
+        return "reads its samples itself, beside its local training"
+    seen = torch.cat(probe.seeds) if probe.seeds else torch.zeros(0, dtype=torch.int64)
+    if len(seen.unique()) < len(seen):
+        return "trains several times on the same batches, whose noise would be the same"
+    return ""
