@@ -6,7 +6,7 @@ A pass over the data has every sample in at most one batch (the last one, if it 
 one Gaussian mechanism with the noise multiplier z, whatever the batches are: nothing is claimed for the shuffling.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,6 +43,11 @@ class DpSgdSettings:
     """The budget: the run stops before it is exceeded; none: it is only counted."""
     accountant: Accountant = "auto"
     """rdp: Renyi divergences; pld: privacy loss distributions; auto: pld."""
+
+    @property
+    def on(self) -> bool:
+        """Whether devices train with it."""
+        return self.clip is not None
 
 
 def secure_like(t: Tensor, seed: Tensor, number: int) -> Tensor:
@@ -87,6 +92,21 @@ class PrivateTask(Task):
         drawn = {k: self.noise(v, batch.seed, j) for j, (k, v) in enumerate(kept.items())}
         g = {k: (v + deviation * drawn[k]) / size for k, v in kept.items()}
         return g, torch.full_like(next(iter(g.values())).flatten()[0], torch.nan) if g else torch.zeros(()), {}
+
+
+def private_tasks(settings: DpSgdSettings, tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks of a run whose devices train with DP-SGD."""
+    bound = float(settings.clip or 0.0)
+    return tuple(PrivateTask(t, bound, settings.noise_multiplier) for t in tasks)
+
+
+def real_task(task: Task) -> Task:
+    """The same with noise that nobody can foresee, where there is any."""
+    if not isinstance(task, PrivateTask):
+        return task
+    out = PrivateTask.__new__(PrivateTask)
+    vars(out).update(vars(task), noise=secure_like)
+    return out
 
 
 def per_sample(

@@ -63,7 +63,8 @@ class Promise:
 def promises(world: World) -> tuple[Promise, ...]:
     """All guarantees of a run, links from the cloud down."""
     config, topology = world.config, world.topology
-    engine_bursts = [1 if t.relay else p.bursts for t, p in zip(_tiers(world), topology.policies, strict=True)]
+    tiers = world.algorithm.tiers(world.task, topology.shape)
+    bursts = [1 if t.relay else p.bursts for t, p in zip(tiers, topology.policies, strict=True)]
     out = []
     for depth, name in enumerate(topology.links):
         settings = config.links.get(name, config.links.get("all"))
@@ -79,7 +80,7 @@ def promises(world: World) -> tuple[Promise, ...]:
                 own=own,
                 release=_release(s, depth, own, topology, config.deploy.more(depth)),
                 each=1,
-                at_once=math.prod(engine_bursts[: depth + 1]),
+                at_once=math.prod(bursts[: depth + 1]),
                 delta=s.delta,
                 budget=s.epsilon,
                 accountant=s.accountant,
@@ -94,17 +95,13 @@ def promises(world: World) -> tuple[Promise, ...]:
                 own=True,
                 release=Release(noise_multiplier=d.noise_multiplier),
                 each=world.algorithm.passes,
-                at_once=math.prod(engine_bursts) * world.algorithm.passes,
+                at_once=math.prod(bursts) * world.algorithm.passes,
                 delta=d.delta,
                 budget=d.epsilon,
                 accountant=d.accountant,
             )
         )
     return tuple(out)
-
-
-def _tiers(world: World) -> Iterable[object]:
-    return world.algorithm.tiers(world.task, world.topology.shape)
 
 
 def _release(s: PrivacySettings, depth: int, own: bool, topology: Topology, more: float) -> Release:
@@ -152,8 +149,9 @@ class Ledger:
         return [(p, p.epsilon(int(self.counts(k).max(initial=0)))) for k, p in enumerate(self.promises)]
 
     def rows(self, round_: int) -> list[Row]:
-        """The same for the metrics."""
-        return [Row(round_, p.unit, p.where, "", "", "epsilon", value) for p, value in self.spent()]
+        """The same for the metrics, as far as something is promised."""
+        known = [(p, value) for p, value in self.spent() if math.isfinite(value)]
+        return [Row(round_, "cloud", "cloud", "", "", f"epsilon_{p.unit}", value) for p, value in known]
 
     def ended(self) -> str:
         """Why there can be no further round; empty: there can."""
@@ -172,7 +170,7 @@ def check_budgets(world: World) -> None:
         if p.at_once > p.most:
             raise InputError(
                 f"{p.where}.epsilon = {p.budget:g} at delta = {p.delta:g} is less than one round needs "
-                f"({p.epsilon(p.at_once):.3g}); take more noise (noise_multiplier), fewer team rounds or a larger budget"
+                f"({p.epsilon(p.at_once):.3g}); take more noise (noise_multiplier) or a larger budget"
             )
         if math.isinf(p.epsilon(p.at_once)) and p.release.noise_multiplier:
             raise InputError(
@@ -180,6 +178,17 @@ def check_budgets(world: World) -> None:
                 f"{p.release.slip:.2g} in a burst, which is more than delta = {p.delta:g} leaves; let more take part, "
                 "or set topology.sampling = 'fixed'"
             )
+
+
+def foreseen(world: World) -> dict[str, str]:
+    """What all rounds of a run would spend at most, by table."""
+    out = {}
+    for p in promises(world):
+        rounds = world.config.run.rounds
+        allowed = min(rounds, int(p.most // p.at_once)) if math.isfinite(p.most) else rounds
+        stop = f", stops after round {allowed} of {rounds}" if allowed < rounds else ""
+        out[p.where] = said([(p, p.epsilon(allowed * p.at_once))]) + stop
+    return out
 
 
 def said(spent: Iterable[tuple[Promise, float]]) -> str:

@@ -11,13 +11,15 @@ from tierfed.config import EngineSettings, EvalSettings, PersonalizeSettings
 from tierfed.data.dataset import Part
 from tierfed.engine import Engine
 from tierfed.formation import forming, pending
+from tierfed.ledger import foreseen
 from tierfed.offload import BEST, SplitTask
-from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements, size
+from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements
 from tierfed.record import task_summary
 from tierfed.report.words import amount, duration
 from tierfed.setup import World, offloaded
 from tierfed.store import MemoryStore
 from tierfed.tree import Tree, nbytes
+from tierfed.wire import payload
 
 
 def preview(world: World) -> dict[str, Any]:
@@ -42,6 +44,7 @@ def preview(world: World) -> dict[str, Any]:
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
         **_computed(world),
         **({} if world.placement is None else {"offload": world.placement}),
+        **({"privacy": spent} if (spent := foreseen(world)) else {}),
         "rounds": config.run.rounds,
         **({"evaluation": _evaluation(config.eval, len(devices))} if config.eval.devices else {}),
         **({"personalization": _personalization(config.personalize)} if config.personalize.mechanism != "none" else {}),
@@ -127,7 +130,7 @@ def _visit(engine: Engine, device: int) -> tuple[dict[str, int], Tree]:
     """
     message, reply, state = dry_visit(engine, device)
     task, inside = engine.task(device), engine.topology.colocated[-1:] == (True,)
-    down, up = (0 if inside else size(task.crossing(m)) for m in (message, reply))
+    down, up = (0 if inside else payload(task.crossing(m)) for m in (message, reply))
     return {"down": down, "up": up}, state
 
 

@@ -160,6 +160,17 @@ class Topology:
         sample = self.policies[depth].sample
         return min(children, sample if isinstance(sample, int) else max(1, round(sample * children)))
 
+    def expected(self, depth: int, below: int = 0) -> npt.NDArray[np.float64] | None:
+        """[nodes] how many nodes, so many levels below the children of a depth, are polled in the mean by their
+        ancestors there; none: their number is fixed.
+        """
+        some = self.policies[depth : depth + below + 1]
+        if not any(p.poisson and p.sample < 1 for p in some):
+            return None
+        children = np.arange(self.shape[depth + below + 1])
+        counts = np.bincount(self.ancestor(depth + below + 1, children, depth), minlength=self.nodes[depth])
+        return np.asarray(counts * float(np.prod([p.sample for p in some])), np.float64)
+
     def cohort(self, depth: int, node: int, to: int, round_: int, tick: int) -> Ids:
         """Those polled on level `to` through relays in between: the same ids as if each relay had polled for itself."""
         ids = self.poll(depth, node, round_, tick)

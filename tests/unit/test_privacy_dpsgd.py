@@ -6,9 +6,9 @@ from torch import nn
 from torch.func import vmap
 
 from tierfed.algorithm import Batch
+from tierfed.dpsgd import PrivateTask, clipped_sum, per_sample
 from tierfed.errors import InputError
 from tierfed.kernels import equipped, refusal
-from tierfed.dpsgd import PrivateTask, clipped_sum, per_sample
 from tierfed.task import Task
 from tierfed.tree import vector
 

@@ -18,19 +18,22 @@ from tierfed.deploy.names import node_name, process_levels
 from tierfed.deploy.question import ALL, Answers, Question, answers, ident, merge
 from tierfed.deploy.schema import Layout, check_counts, check_finite, check_norm, replies
 from tierfed.deploy.told import Traces, add_log, add_traces
+from tierfed.dpsgd import real_task
 from tierfed.engine.base import PARENTS, Engine, Flags, Ids
 from tierfed.engine.beginning import with_parents
+from tierfed.engine.crossing import arrive
 from tierfed.engine.evaluate import messages_below
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Poll, Reply
-from tierfed.engine.serial import Here, Level, Replies, payload, reported, trained, tried, visited
+from tierfed.engine.serial import Here, Level, Replies, reported, trained, tried, visited
 from tierfed.errors import InputError
 from tierfed.evaluation import Found, found
+from tierfed.links import real
 from tierfed.metrics import Kind, Scores
 from tierfed.setup import World
 from tierfed.store import Store
 from tierfed.tree import Tree
-from tierfed.wire import encode
+from tierfed.wire import encode, payload
 
 _LOG = logging.getLogger(__name__)
 _MOST_OPEN = 256
@@ -52,13 +55,14 @@ class Deployed(Engine):
     def __init__(self, world: World, store: Store, house: Household | None = None, run: str = "") -> None:
         super().__init__(
             world.algorithm,
-            world.tasks,
+            tuple(map(real_task, world.tasks)),
             world.topology,
             world.plan,
             store,
             faults=world.config.faults,
             kinds=world.kinds,
             clock=world.clock,
+            links=real(world.links),
         )
         self.world, self.house, self.run = world, house, run
         self.settings = world.config.deploy
@@ -315,18 +319,23 @@ class _Remote(Level):
     def _check(self, question: Question) -> Checked:
         """Replies are checked before they are used."""
         e, to = self.engine, self.engine.reach(self.depth)
-        layout, bound = e.layouts.get(to), e.settings.norm_bound
+        layout, bound, unit = e.layouts.get(to), e.settings.norm_bound, e.units[self.depth]
 
         def check(child: int, answer: Answers) -> None:
             for i, reply in answer.replies.items():
                 if reply is None:
                     continue
-                if layout is not None:
-                    layout.check(reply.message)
                 check_finite(reply.message)
                 check_counts(reply, e.most(to, i))
+                if e.links.above(to).joint:
+                    continue
+                sent, weight = question.of(i), float(reply.counts[unit])
+                message = arrive(e, to, i, sent, reply.message, weight, question.tick)
+                if layout is not None:
+                    layout.check(message)
+                check_finite(message)
                 if bound is not None:
-                    check_norm(question.of(i), reply.message, bound)
+                    check_norm(sent, message, bound)
 
         return check
 

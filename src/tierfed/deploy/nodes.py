@@ -14,6 +14,7 @@ from tierfed.deploy.moving import collect, take_over
 from tierfed.deploy.question import Answers, Question, question, reply_frame
 from tierfed.deploy.schema import check_finite
 from tierfed.deploy.told import log_as_json, traces_as_json
+from tierfed.engine.crossing import arrive, leave, untold
 from tierfed.engine.evaluate import at_device
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Reply
@@ -103,15 +104,17 @@ class Node:
         """What this node says to a message, with what it still owes."""
         engine, message = self.engine, asked.of(self.ident)
         with self.compute if self.is_device else nullcontext():
-            reply = engine.answer(self.level, self.ident, message, asked.tick)
+            reply = engine.answer(self.level, self.ident, untold(message), asked.tick)
         if reply is None:
             return None
         weight = float(reply.counts[engine.units[engine.asker(self.level)]])
-        said = engine.with_owed(self.level, self.ident, reply.message, weight)
+        place = (engine, self.level, self.ident, message)
+        wire = leave(*place, engine.with_owed(self.level, self.ident, reply.message, weight), weight, asked.tick)
+        said = arrive(*place, wire, weight, asked.tick)
         if "owed" in said:
             owing = {"owed": tmap(lambda a: a * weight, said["owed"])}
             self.journal.put(f"owing{self.level}", self.ident, owing)
-        return reply._replace(message=said)
+        return reply._replace(message=wire)
 
     def _book(self, lineage: Lineage, version: str) -> None:
         """What the reply before has said is owed no more, or still, as the parent says now."""

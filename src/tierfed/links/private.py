@@ -18,13 +18,14 @@ from annotated_types import Gt, Lt
 
 from tierfed.errors import InputError
 from tierfed.links.case import Case
-from tierfed.links.link import At, Heard, Ids, parted, rejoined
+from tierfed.links.link import At, Heard, Ids, Weights, parted, rejoined
+from tierfed.links.secure import SecureMean
 from tierfed.privacy.accounting import Accountant
 from tierfed.privacy.clipping import ROUNDING, Adaptive, clip, clip_by_layer, even_bounds, norm
 from tierfed.privacy.noise import Delta, Source, counted, noised, secure
 from tierfed.rng import Purpose
 from tierfed.settings import NonNegative, Positive
-from tierfed.tree import Tree, leaves, tmap
+from tierfed.tree import Tree, scale, tmap
 
 BOUND = "bound"
 
@@ -96,14 +97,19 @@ class Clipped:
         return "clipped and noised" if self.own and self.settings.noise_multiplier else "clipped"
 
     def refuses(self, case: Case) -> str:
-        open_ = [k for k in case.rest if any(True for _ in leaves({k: case.rest[k]}))]
-        if open_:
+        if case.open:
             return (
-                f"{case.algorithm} sends {', '.join(open_)} beside the change of the model, which nothing would clip or "
-                "noise: no guarantee holds; take an algorithm that sends changes alone, such as fedavg"
+                f"{case.algorithm} sends {case.open} beside the change of the model, which nothing clips or noises: "
+                "no guarantee holds; take an algorithm that sends changes alone, such as fedavg"
             )
-        if case.owes and not self.own:
-            return ""
+        if self.own and self.settings.rule is not None:
+            return "adaptive.quantile needs noise at the parent, who counts whose change was short; leave one out"
+        others = [s.name for s in case.link.steps if s.name not in (self.name, "secure")]
+        if others and not self.own:
+            return (
+                f"{others[0]} changes what was clipped, so a child could move the mean by more than clip / (their "
+                "number): no guarantee holds; set noise_at = 'child', or leave one out"
+            )
         return ""
 
     def send(self, change: Tree, memory: Tree, at: At) -> tuple[Tree, Tree]:
@@ -123,68 +129,87 @@ class Noised:
     """A parent adds noise to the mean of the changes of its children.
 
     :param below: levels of relays between the parent and the children that clip
+    :param inner: how the mean is made; none: of the replies
     :param expected: [nodes] children that count, of Poisson sampling; none: those that were heard
     """
 
     settings: PrivacySettings
     below: int = 0
-    expected: Sequence[float] | None = None
+    expected: Weights | None = None
     real: bool = False
+    inner: SecureMean | None = None
 
     @property
     def shows(self) -> str:
         return "noised mean" if self.settings.noise_multiplier else "mean of clipped changes"
 
     def refuses(self, case: Case) -> str:
-        tier = case.tier
-        if tier.watches:
+        tier, link = case.tier, case.depth + self.below
+        if tier.watches or tier.sees:
             return (
                 f"with {case.algorithm} a {case.parent} remembers every child's own reply and acts on it, beside the "
                 "mean that is noised: no guarantee holds; set noise_at = 'child', or take another algorithm"
             )
-        if not case.alike:
+        if not all(case.relays[case.depth + 1 : link + 1]):
             return (
-                f"a {case.parent} weighs its children by {case.unit}, so one of them can move a mean by more than "
-                "clip / (number of children); set topology.weighting = 'devices' (of fogs: 'children')"
+                f"with {case.algorithm} the nodes between a {case.parent} and the {case.levels[link + 1]}s average by "
+                "themselves, so what one reply does to the noised mean has no bound; set noise_at = 'parent'"
             )
-        if self.below and self.settings.rule is not None:
+        devices = link + 2 == len(case.levels)
+        wanted = ("devices", "children") if devices else ("children",)
+        if case.unit not in wanted:
+            return (
+                f"a {case.parent} weighs what it hears by {case.unit}, so one of those below can move the mean by more "
+                f"than clip / (their number); set topology.weighting = '{wanted[0]}'"
+            )
+        if not devices and case.relays[link + 1]:
+            return (
+                f"with {case.algorithm} a {case.levels[link + 1]} only hands on what it hears, so there is nothing of "
+                f"its own to protect; protect the {case.levels[-1]}s: [links.{case.levels[-2]}-{case.levels[-1]}]"
+            )
+        if (self.below or self.inner is not None) and self.settings.rule is not None:
             return (
                 f"adaptive clipping counts whose change was shorter than the bound, and a {case.parent} does not hear "
-                "the children themselves; set noise_at = 'parent', or leave adaptive.quantile out"
+                "the children by themselves; leave adaptive.quantile out, or set noise_at = 'parent' without secure "
+                "sums"
             )
         return ""
 
     def tell(self, memory: Tree, polled: Ids, at: At) -> Tree:
-        if self.settings.rule is None:
-            return {}
-        return {BOUND: self._bound(memory)}
+        told = {} if self.inner is None else self.inner.tell(memory, polled, at)
+        return told if self.settings.rule is None else {**told, BOUND: self._bound(memory)}
 
     def _bound(self, memory: Tree) -> torch.Tensor:
         first = torch.tensor(float(self.settings.clip or math.inf), dtype=torch.float64)
         return memory.get(BOUND, first)  # type: ignore[no-any-return]
 
     def reduce(self, heard: Heard, memory: Tree, at: At) -> tuple[Tree, Tree]:
-        s, source = self.settings, _source(self.real, *at.key(Purpose.NOISE))
-        bound = float(self._bound(memory))
-        parts = [parted(m, r) for m, r in zip(heard.sent, heard.replies, strict=True)]
-        shares = heard.weights / heard.weights.sum()
+        s, source, bound = self.settings, _source(self.real, *at.key(Purpose.NOISE)), float(self._bound(memory))
+        if self.inner is None:
+            parts = [parted(m, r) for m, r in zip(heard.sent, heard.replies, strict=True)]
+            change, rest = _mean([c for c, _ in parts], heard.weights / heard.weights.sum()), parts[0][1]
+        else:
+            parts = []
+            change, rest = parted(heard.sent[0], self.inner.reduce(heard, memory, at)[0])
         count = float(heard.weights.sum()) if self.below else float(len(heard.kids))
-        among = count if self.expected is None else max(float(self.expected[at.node]), 1e-12)
-
-        def mean(*ts: torch.Tensor) -> torch.Tensor:
-            total = float(shares[0]) * ts[0]
-            for w, t in zip(shares[1:], ts[1:], strict=True):
-                total = total + float(w) * t
-            return total
-
-        change = tmap(lambda *ts: mean(*ts) * (count / among), *[c for c, _ in parts])
-        change = noised(change, s.deviation * bound / among, source)
+        among = count if self.expected is None else float(self.expected[at.node])
+        change = noised(scale(change, count / among), s.deviation * bound / among, source)
         kept: Tree = {}
         if s.rule is not None:
             shorter = sum(float(norm(c)) < bound * ROUNDING**4 for c, _ in parts) - count / 2
-            share = 0.5 + (shorter + (s.rule.noise * float(source(1)[0]) if s.noise_multiplier else 0.0)) / among
-            kept = {BOUND: torch.tensor(s.rule.bound(bound, share), dtype=torch.float64)}
-        return rejoined(heard.sent[0], change, parts[0][1]), kept
+            drawn = s.rule.noise * float(source(1)[0]) if s.noise_multiplier else 0.0
+            kept = {BOUND: torch.tensor(s.rule.bound(bound, 0.5 + (shorter + drawn) / among), dtype=torch.float64)}
+        return rejoined(heard.sent[0], change, rest), kept
+
+
+def _mean(changes: Sequence[Tree], shares: Weights) -> Tree:
+    def mean(*ts: torch.Tensor) -> torch.Tensor:
+        total = float(shares[0]) * ts[0]
+        for share, t in zip(shares[1:], ts[1:], strict=True):
+            total = total + float(share) * t
+        return total
+
+    return tmap(mean, *changes)  # type: ignore[no-any-return]
 
 
 def noise_depth(settings: PrivacySettings, depth: int, levels: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from tierfed.links.link import CHANGE, REST, At, Heard, Ids, rejoined
 from tierfed.privacy import secagg
 from tierfed.privacy.fixedpoint import Fixed, Floats, Words, agreed, from_words, summed, to_words
 from tierfed.settings import Positive
-from tierfed.tree import Tree, flatten, leaves, unflatten
+from tierfed.tree import Tree, flatten, unflatten
 
 TERMS = "terms"
 _KINDS = {32: torch.int32, 64: torch.int64}
@@ -54,18 +54,17 @@ class MaskedChange:
         return "masked"
 
     def refuses(self, case: Case) -> str:
-        open_ = [k for k in case.rest if any(True for _ in leaves({k: case.rest[k]}))]
-        if open_:
+        if case.open:
             return (
-                f"{case.algorithm} sends {', '.join(open_)} beside the change of the model, of every child by itself: a "
+                f"{case.algorithm} sends {case.open} beside the change of the model, of every child by itself: a "
                 f"{case.parent} would see them; take an algorithm that sends changes alone, such as fedavg"
             )
         if case.tier.watches or case.tier.sees or case.tier.reduce != "mean":
             return f"with {case.algorithm} a {case.parent} needs every child's own reply, and a secure sum hides them"
         if case.owes:
             return (
-                f"{case.algorithm} counts on what was not heard being added to a later reply, and nobody can tell whose "
-                "reply is missing in a secure sum; take an algorithm without such sums"
+                f"{case.algorithm} counts on what was not heard being added to a later reply, and nobody can tell "
+                "whose reply is missing in a secure sum; take an algorithm without such sums"
             )
         if case.children < 2:
             return f"a {case.parent} may poll a single child, whose reply would be the sum; let more take part"
