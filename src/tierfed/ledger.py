@@ -167,15 +167,16 @@ class Ledger:
 def check_budgets(world: World) -> None:
     """:raises InputError: a budget that does not allow a single round, a delta that promises nothing"""
     for p in promises(world):
+        least = p.epsilon(p.at_once)  # without a budget too: what an accountant refuses is refused now
         if p.at_once > p.most:
             raise InputError(
                 f"{p.where}.epsilon = {p.budget:g} at delta = {p.delta:g} is less than one round needs "
-                f"({p.epsilon(p.at_once):.3g}); take more noise (noise_multiplier) or a larger budget"
+                f"({least:.3g}); take more noise (noise_multiplier) or a larger budget"
             )
-        if math.isinf(p.epsilon(p.at_once)) and p.release.noise_multiplier:
+        if p.budget is None and p.release.slip * p.at_once * world.config.run.rounds >= p.delta:
             raise InputError(
-                f"{p.where}: with topology.sampling = 'poisson' a {p.unit} is the only one drawn with a probability of "
-                f"{p.release.slip:.2g} in a burst, which is more than delta = {p.delta:g} leaves; let more take part, "
+                f"{p.where}: with topology.sampling = 'poisson' a {p.unit} is the only one drawn with a probability "
+                f"of {p.release.slip:.2g} in a burst, too often for delta = {p.delta:g} in all rounds; let more take part, "
                 "or set topology.sampling = 'fixed'"
             )
 

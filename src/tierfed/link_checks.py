@@ -45,7 +45,7 @@ def check_links(config: Config, engine: Engine) -> None:
         link = links.at(depth)
         where = f"[links.{topology.links[depth]}]" if depth in busy else f"attack.tier = {config.attack.tier!r}"
         above = next((d for d in range(depth) if engine.reach(d) > depth), None)
-        if above is not None and depth in busy:
+        if above is not None and depth in busy and (depth < engine.depth - 1 or link.rule is not None):
             raise InputError(
                 f"{where}: with {name} a {topology.levels[above]} hears every {topology.levels[-1]} by itself, and a "
                 f"{topology.levels[depth + 1]} between them hands on what it gets as it is; name the link "

@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from tierfed.algorithm import Info, Tier
 from tierfed.engine.base import Engine, Flags, Ids
-from tierfed.engine.crossing import crossed, reduced, tell, untold
+from tierfed.engine.crossing import crossed, enough, reduced, tell, untold
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Walk, mean_of_chain
 from tierfed.engine.processes import Processes
@@ -195,6 +195,7 @@ class Vectorized(Engine):
             size = size + more[:, 1] * answered
             late[answered] = self.late(to, kids[answered], sent[answered], size[answered], burst.tick)
         heard = self.settle(depth, to, kids, sent, size, answered, late, burst.tick, burst.walks)
+        heard = enough(self, to, burst.owner, heard)
         unsettled = owing | (answered & ~heard if "owed" in up else np.zeros(n, bool))
         booked = np.flatnonzero(unsettled)
         owed = up.whole()["owed"] if len(booked) else {}

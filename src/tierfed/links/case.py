@@ -5,7 +5,7 @@ from typing import Any
 
 from tierfed.links.attacks import Attack
 from tierfed.links.link import OWED, Link, Rule, Step
-from tierfed.tree import Tree, leaves
+from tierfed.tree import SEPARATOR, Tree, flatten, leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ class Case:
     @property
     def open(self) -> str:
         """What a reply holds beside its change, in words; empty: nothing."""
-        return ", ".join(k for k in self.rest if any(True for _ in leaves({k: self.rest[k]})))
+        paths = [p.replace(SEPARATOR, ".") for p in flatten(self.rest) if not p.endswith(SEPARATOR)]
+        return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
     def refused(self) -> str:
         """Why the run cannot be; empty: it can."""

@@ -87,6 +87,9 @@ class Joint(Step, Protocol):
     def overhead(self, polled: int) -> tuple[int, int]:
         """Bytes, down and up, that a sum of so many children takes of each of them beside messages and replies."""
 
+    def needed(self, polled: int) -> int:
+        """Of how many of them replies must be heard; of fewer there is no sum."""
+
 
 class Heard(NamedTuple):
     """The replies of one burst, in the order of the children.
@@ -139,6 +142,10 @@ class Link:
         """What joint steps take of a child's link, down and up, beside messages and replies."""
         each = [cast("Joint", step).overhead(polled) for step in self.steps if step.joint]
         return sum(down for down, _ in each), sum(up for _, up in each)
+
+    def needed(self, polled: int) -> int:
+        """Replies that it takes to make anything of them."""
+        return max((cast("Joint", step).needed(polled) for step in self.steps if step.joint), default=0)
 
 
 PLAIN = Link()

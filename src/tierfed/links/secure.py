@@ -66,6 +66,9 @@ class MaskedChange:
                 f"{case.algorithm} counts on what was not heard being added to a later reply, and nobody can tell "
                 "whose reply is missing in a secure sum; take an algorithm without such sums"
             )
+        others = [s.name for s in case.link.steps if s.name not in (self.name, "privacy")]
+        if others:
+            return f"{others[0]} makes of a change what cannot be added up number by number; leave one of them out"
         if case.children < 2:
             return f"a {case.parent} may poll a single child, whose reply would be the sum; let more take part"
         return ""
@@ -77,6 +80,10 @@ class MaskedChange:
     def overhead(self, polled: int) -> tuple[int, int]:
         """Bytes, down and up, that a child's share of a sum takes beside its words."""
         return secagg.message_bytes(polled, 0, self.fixed(polled))
+
+    def needed(self, polled: int) -> int:
+        """How many replies it takes."""
+        return secagg.threshold_of(self.settings.threshold, polled)
 
     def send(self, change: Tree, memory: Tree, at: At) -> tuple[Tree, Tree]:
         fixed = self.fixed(int(at.told[TERMS]))
@@ -103,14 +110,7 @@ class SecureMean:
         return {TERMS: torch.tensor(len(polled))}
 
     def reduce(self, heard: Heard, memory: Tree, at: At) -> tuple[Tree, Tree]:
-        polled = len(heard.polled)
-        needed = secagg.threshold_of(self.step.settings.threshold, polled)
-        if len(heard.kids) < needed:
-            raise secagg.TooFewError(
-                f"secure sum: {len(heard.kids)} of {polled} children were heard in round {at.round + 1}, {needed} are "
-                "needed; the round has no sum. Let fewer fail, or set secure.threshold lower"
-            )
-        fixed = self.step.fixed(polled)
+        fixed = self.step.fixed(len(heard.polled))
         return self.mean(summed([as_words(r[CHANGE], fixed) for r in heard.replies], fixed), heard), {}
 
     def mean(self, total: Words, heard: Heard) -> Tree:
