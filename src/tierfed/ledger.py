@@ -176,8 +176,8 @@ def check_budgets(world: World) -> None:
         if p.budget is None and p.release.slip * p.at_once * world.config.run.rounds >= p.delta:
             raise InputError(
                 f"{p.where}: with topology.sampling = 'poisson' a {p.unit} is the only one drawn with a probability "
-                f"of {p.release.slip:.2g} in a burst, too often for delta = {p.delta:g} in all rounds; let more take part, "
-                "or set topology.sampling = 'fixed'"
+                f"of {p.release.slip:.2g} in a burst, too often for delta = {p.delta:g} in all rounds; let more take "
+                "part, or set topology.sampling = 'fixed'"
             )
 
 

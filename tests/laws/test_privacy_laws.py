@@ -60,6 +60,11 @@ WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "3 tiers",
         {"fog-device": {"secure": {"on": True, "threshold": 0.1, "bits": 64}, "privacy": PRIVATE}},
     ),
+    "noise of devices, compressed": (
+        "fedamp",
+        "3 tiers",
+        {"fog-device": {"privacy": {**PRIVATE, "noise_at": "child"}, "compress": {"kind": "randomk", "ratio": 0.3}}},
+    ),
     "teams": ("hierfavg", "3 tiers", {"cloud-fog": {"privacy": PRIVATE}}),
 }
 
@@ -244,6 +249,20 @@ def test_example_level_engines_agree() -> None:
             "another rule of the same nodes",
         ),
         ("fedavg", "flat", {"cloud-device": {"privacy": {**PRIVATE, "noise_at": "fog"}}}, HIERARCHY, "wanted 'child'"),
+        (
+            "fedavg",
+            "flat",
+            {"cloud-device": {"privacy": PRIVATE, "compress": {"kind": "topk"}}},
+            HIERARCHY,
+            "compress changes what was clipped",
+        ),
+        (
+            "fedavg",
+            "flat",
+            {"cloud-device": {"secure": {"on": True}, "compress": {"kind": "topk"}}},
+            {},
+            "number by number",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(

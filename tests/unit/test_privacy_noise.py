@@ -9,8 +9,11 @@ from scipy import stats
 from torch.func import vmap
 
 from tierfed.errors import InputError
+from tierfed.links import AttackSettings, Heard, LinkSettings, build_links, real
+from tierfed.links.link import At
 from tierfed.privacy.clipping import Adaptive, clip, clip_by_layer, even_bounds, norm
 from tierfed.privacy.noise import box_muller, counted, keystream, noised, normal_like, secure
+from tierfed.settings import build
 from tierfed.tree import flatten
 
 
@@ -102,6 +105,19 @@ def test_secure_noise_is_normal() -> None:
     """A stream under a key that is known here; that of the system has another key every time."""
     normal(box_muller(keystream(bytes(range(32)))(100_000)), 1.0)
     assert not np.array_equal(secure()(8), secure()(8))
+
+
+def test_links_of_a_deployment_draw_noise_that_nobody_knows() -> None:
+    tables = {"all": build(LinkSettings, {"privacy": {"clip": 1.0}}, "links.all")}
+    there = build_links(tables, AttackSettings(), ("cloud", "device"), (1, 3), 0)
+    change, at = {"params": {"w": torch.zeros(4)}}, At(0, 1, 0, 0, 0)
+    heard = Heard([change] * 2, [change] * 2, np.ones(2), np.arange(2), np.arange(2))
+    simulated, deployed = (links.at(0).rule for links in (there, real(there)))
+    assert simulated is not None
+    assert deployed is not None
+    again = [[rule.reduce(heard, {}, at)[0]["params"]["w"] for _ in range(2)] for rule in (simulated, deployed)]
+    assert torch.equal(*again[0])
+    assert not torch.equal(*again[1])
 
 
 def test_the_stream_is_chacha20() -> None:

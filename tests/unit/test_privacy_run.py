@@ -14,6 +14,7 @@ from tierfed.errors import InputError
 from tierfed.ledger import Ledger, promises
 from tierfed.preview import preview
 from tierfed.privacy.accounting import Release, epsilon
+from tierfed.report import write_report
 from tierfed.report.load import RunFolder
 from tierfed.setup import World, prepare
 from tierfed.store import MemoryStore
@@ -111,7 +112,7 @@ def test_a_run_says_what_it_has_spent(tmp_path: Path) -> None:
     assert spent == {n: epsilon({Release(noise_multiplier=4.0): n}, 1e-5) for n in (2, 4, 6)}
     assert lines[-1] == f"ε {spent[6]:.3g} per device (δ 1e-05)"
     assert ("cloud", "epsilon_device") in RunFolder.read(tmp_path / "r").traces
-    page = tierfed.report(tmp_path / "r").read_text("utf-8")
+    page = write_report(tmp_path / "r").read_text("utf-8")
     assert "privacy spent per device" in page
     assert f"ε = {spent[6]:.3g}" in page
 

@@ -7,11 +7,13 @@ import numpy as np
 from tierfed.engine.node import weighted_mean
 from tierfed.engine.said import Down, Ids, Up, Weights
 from tierfed.links import TOLD, At, Heard, arriving, leaving
-from tierfed.tree import Tree, row, stack, zeros
+from tierfed.tree import Tree, leaves, row, stack, zeros
 from tierfed.wire import payload
 
 if TYPE_CHECKING:
     from tierfed.engine.base import Engine, Flags
+
+_ROOM = 1 << 20  # what a reply may owe beside what was sent
 
 
 def leave(engine: "Engine", level: int, child: int, sent: Tree, reply: Tree, weight: float, tick: int) -> Tree:
@@ -36,7 +38,8 @@ def arrive(engine: "Engine", level: int, child: int, sent: Tree, wire: Tree, wei
     """
     if not engine.links.above(level).steps:
         return wire
-    return arriving(engine.links, sent, wire, _at(engine, level, child, tick, weight, sent))
+    at = _at(engine, level, child, tick, weight, sent)
+    return arriving(engine.links, sent, wire, at._replace(room=2 * sum(t.numel() for t in leaves(sent)) + _ROOM))
 
 
 def _at(engine: "Engine", level: int, child: int, tick: int, weight: float, sent: Tree) -> At:

@@ -3,6 +3,7 @@
 from tierfed.links.attacks import Attack, AttackSettings, flipped
 from tierfed.links.build import build_links, link_names, real
 from tierfed.links.case import Case
+from tierfed.links.compress import Compress
 from tierfed.links.link import (
     NONE,
     OWED,
@@ -19,7 +20,7 @@ from tierfed.links.link import (
     parted,
     rejoined,
 )
-from tierfed.links.settings import LinkSettings, ReduceSettings
+from tierfed.links.settings import CompressSettings, LinkSettings, ReduceSettings
 
 __all__ = [
     "NONE",
@@ -30,6 +31,8 @@ __all__ = [
     "Attack",
     "AttackSettings",
     "Case",
+    "Compress",
+    "CompressSettings",
     "Heard",
     "Link",
     "LinkSettings",

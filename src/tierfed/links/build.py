@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tierfed.errors import InputError, nearest
 from tierfed.links.attacks import AttackSettings, attack_of
+from tierfed.links.compress import Compress
 from tierfed.links.link import Link, Links, Rule, Step
 from tierfed.links.private import Clipped, Noised, noise_depth
 from tierfed.links.rules import Robust
@@ -75,6 +76,8 @@ def _link(settings: LinkSettings, own: bool, weight: int) -> Link:
     rule: Rule | None = None if settings.reduce.rule == "mean" else Robust(settings=settings.reduce)
     if settings.privacy.clip is not None:
         steps.append(Clipped(settings=settings.privacy, own=own))
+    if settings.compress.kind != "none":
+        steps.append(Compress(settings=settings.compress))
     if settings.secure.on:
         if rule is not None:
             raise InputError(

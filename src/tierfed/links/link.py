@@ -31,6 +31,7 @@ class At(NamedTuple):
     :param level: of the child, 1 below the cloud; for a rule of the children
     :param node: the child; for a rule the parent
     :param weight: what the reply counts for, in the unit of its parent
+    :param room: entries that a change can have at most; 0: any number
     :param told: what the parent has told all its children with the message, see `Rule.tell`
     """
 
@@ -41,6 +42,7 @@ class At(NamedTuple):
     tick: int
     weight: float = 1.0
     told: Tree = {}
+    room: int = 0
 
     def key(self, purpose: Purpose, *more: int) -> tuple[int, ...]:
         """A key for `tierfed.rng`."""

@@ -15,7 +15,7 @@ from tierfed.links.link import At, Heard, Ids, parted, rejoined, same_order
 from tierfed.links.settings import ReduceSettings
 from tierfed.tree import Tree, stack, tmap, vector
 
-_NEAR = 1e-6  # of the root mean square distance: a smaller one counts as this one
+_NEAR = 1e-6  # of the median distance: a smaller one counts as this one
 
 
 def median(x: Tensor) -> Tensor:
@@ -46,19 +46,21 @@ def krum_order(x: Tensor, attackers: float) -> Tensor:
 
 def weiszfeld(x: Tensor, steps: int) -> Tensor:
     """Weights [H], of sum 1, with which the mean of x [H, d] is its geometric median, argmin_z sum_i |x_i - z|
-    (Weiszfeld 1937, smoothed as in Pillutla, Kakade, Harchaoui 2022). Begins at the mean, ends when it moves no more.
+    (Weiszfeld 1937, smoothed as in Pillutla, Kakade, Harchaoui 2022). Begins at the median of every coordinate, ends
+    when it moves no more.
     """
-    w = x.new_full((len(x),), 1 / len(x))
-    scale = (x - x.mean(0)).square().sum(1).mean().sqrt()
-    if not bool(scale > 0):
-        return w
+    apart = (x - median(x)).norm(dim=1)
+    least = _NEAR * float(apart.median())  # half of the children are nearer; attackers do not reach it
+    if least == 0.0:
+        same: Tensor = (apart == 0).to(x.dtype)
+        return same / same.sum()
+    w = torch.zeros_like(apart)
     for _ in range(steps):
-        apart = (x - w @ x).norm(dim=1).clamp(min=float(_NEAR * scale))
-        new = 1 / apart
-        new = new / new.sum()
-        if float((new - w).abs().max()) < torch.finfo(x.dtype).eps:
+        old, w = w, 1 / apart.clamp(min=least)
+        w = w / w.sum()
+        if float((w - old).abs().max()) < torch.finfo(x.dtype).eps:
             break
-        w = new
+        apart = (x - w @ x).norm(dim=1)
     return w
 
 

@@ -3,13 +3,34 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from tierfed.links.private import PrivacySettings
 from tierfed.links.secure import SecureSettings
 from tierfed.settings import Count, Positive
 
+Ratio = Annotated[float, Gt(0), Le(1)]
 Half = Annotated[float, Ge(0), Lt(0.5)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressSettings:
+    """What of a change travels."""
+
+    kind: Literal["none", "dense", "topk", "randomk", "lowrank", "layers"] = "none"
+    """topk: the largest entries; randomk: entries that both ends draw alike, so that their places do not travel;
+    lowrank: every matrix as the product of two narrow ones; layers: those that change most, the others are retained;
+    dense: all of it, with fewer `bits`; none: all of it as it is."""
+    ratio: Ratio = 0.01
+    """Share of the entries that travels, topk and randomk."""
+    rank: Count = 2
+    """Of the products, lowrank."""
+    count: Count = 1
+    """Number of layers that travel, layers."""
+    bits: Literal[0, 4, 8] = 0
+    """Of every number that travels, rounded at random to equal steps of the largest one; 0: as it is computed with."""
+    feedback: bool = True
+    """What did not travel is kept by the child and added to its next change (error feedback)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +52,7 @@ class ReduceSettings:
 class LinkSettings:
     """One level of links, by its name ("fog-device", "cloud-fog", "cloud-device"), or "all" of them."""
 
+    compress: CompressSettings = field(default_factory=CompressSettings)
     reduce: ReduceSettings = field(default_factory=ReduceSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     secure: SecureSettings = field(default_factory=SecureSettings)
