@@ -16,7 +16,7 @@ def test_poisson_is_the_subsampled_gaussian_of_either_accountant() -> None:
     event = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.1)), 50)
     release = Release(noise_multiplier=1.1, sampling="poisson", rate=0.1)
     rdp = dp.rdp.RdpAccountant(neighboring_relation=ADD).compose(event).get_epsilon(1e-5)
-    pld = dp.pld.PLDAccountant(ADD).compose(event).get_epsilon(1e-5)
+    pld = dp.pld.PLDAccountant(ADD, 1e-3).compose(event).get_epsilon(1e-5)
     assert epsilon({release: 50}, 1e-5, "rdp") == pytest.approx(rdp, rel=1e-9)
     assert epsilon({release: 50}, 1e-5, "pld") == pytest.approx(pld, rel=1e-9)
     assert pld < rdp  # the PLD is the tighter one, and what "auto" takes

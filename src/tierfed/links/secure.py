@@ -29,6 +29,7 @@ class SecureSettings:
     """Secure sums of the replies on a link: the parent learns their weighted mean and nothing about one of them."""
 
     on: bool = False
+    """Whether replies are masked."""
     threshold: Annotated[float, Gt(0), Le(1)] = 2 / 3
     """Share of the polled children that has to answer to the end, at least 2 of them; with fewer there is no sum."""
     range: Positive = 8.0

@@ -15,6 +15,7 @@ Replacing a unit, of which zeroing it is a special case, moves a sum by up to tw
 holds for every draw; the smaller epsilon of the two is taken.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +26,7 @@ from tierfed.errors import InputError
 
 Sampling = Literal["all", "poisson", "fixed"]
 Accountant = Literal["auto", "rdp", "pld"]
-_STEP = 1e-4  # of the privacy loss, in PLDs; coarser where composing would take seconds
-_COARSE = 1e-3
-_MANY = 200  # releases beyond which the coarser step is taken; it is an upper bound either way
+_STEP, _COARSE = 1e-4, 1e-3  # of the privacy loss in PLDs, of all / of Poisson draws: an upper bound either way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +69,7 @@ def tools() -> Any:
         raise InputError(
             "differential privacy counts with dp-accounting, which is not installed; pip install 'tierfed[privacy]'"
         ) from None
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of every order of a divergence that it leaves out
     return dp_accounting
 
 
@@ -137,7 +137,7 @@ def _epsilon(releases: tuple[tuple[Release, int], ...], delta: float, accountant
             neighboring_relation=relation.REPLACE_ONE if fixed else relation.ADD_OR_REMOVE_ONE
         )
     else:
-        step = _COARSE if any(r.sampling == "poisson" and n > _MANY for r, n in releases) else _STEP
+        step = _COARSE if any(r.sampling == "poisson" for r, _ in releases) else _STEP
         ledger = dp.pld.PLDAccountant(
             neighboring_relation=relation.ADD_OR_REMOVE_ONE, value_discretization_interval=step
         )

@@ -2,6 +2,7 @@
 
 from tierfed.reproduce import (
     comparison,
+    dp_mnist,
     jobfed_partitions,
     perfit,
     permfl_participation,
@@ -45,5 +46,6 @@ STUDIES: dict[str, Study] = {
         jobfed_partitions.STUDY,
         perfit.STUDY,
         comparison.STUDY,
+        dp_mnist.STUDY,
     )
 }
