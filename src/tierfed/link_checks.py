@@ -11,7 +11,7 @@ from tierfed.errors import InputError
 from tierfed.links import Case, Links, build_links, flipped, parted
 from tierfed.placement import dry_visit
 from tierfed.plan import Plan
-from tierfed.topology import Topology
+from tierfed.topology import UNITS, Topology
 
 
 def linked(
@@ -22,7 +22,15 @@ def linked(
     :param statistics: names of entries of the model that are not trained
     :raises InputError: a link or a tier that the tree does not have, an attack that the data do not allow
     """
-    links = build_links(config.links, config.attack, topology.levels, topology.shape, config.run.seed)
+    links = build_links(
+        config.links,
+        config.attack,
+        topology.levels,
+        topology.shape,
+        config.run.seed,
+        expected=topology.expected,
+        weight=int(max(topology.samples.sum(), topology.devices)),
+    )
     x, y, train = flipped(links.attack, plan.x, plan.y, plan.train, len(classes))
     return replace(links, whole=frozenset(statistics)), replace(plan, x=x, y=y, train=train)
 
@@ -59,6 +67,8 @@ def check_links(config: Config, engine: Engine) -> None:
             reply=reply,
             change=change,
             rest=rest,
+            unit=UNITS[engine.units[depth]],
+            relays=tuple(t.relay for t in engine.tiers),
             inside=bool(topology.colocated) and topology.colocated[depth],
             split=config.offload.mode == "split",
             attack=links.attack if depth in attacked else None,

@@ -12,6 +12,7 @@ from tierfed.data.dataset import Part
 from tierfed.engine import Engine
 from tierfed.engine.crossing import leave
 from tierfed.formation import forming, pending
+from tierfed.ledger import foreseen
 from tierfed.offload import BEST, SplitTask
 from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements
 from tierfed.record import node_name, task_summary
@@ -45,6 +46,7 @@ def preview(world: World) -> dict[str, Any]:
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
         **_computed(world),
         **({} if world.placement is None else {"offload": world.placement}),
+        **({"privacy": spent} if (spent := foreseen(world)) else {}),
         "rounds": config.run.rounds,
         **({"evaluation": _evaluation(config.eval, len(devices))} if config.eval.devices else {}),
         **({"personalization": _personalization(config.personalize)} if config.personalize.mechanism != "none" else {}),

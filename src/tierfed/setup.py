@@ -49,10 +49,11 @@ from tierfed.placement import (
     share_of_device,
 )
 from tierfed.plan import Plan
+from tierfed.privacy_checks import guarded
 from tierfed.store import MemoryStore, Records, Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
-from tierfed.transfers import Transfer
+from tierfed.transfers import Transfer, public_transfers
 from tierfed.tree import Params, nbytes
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
@@ -204,7 +205,16 @@ def prepare(
             there = network.to(device=device, dtype=dtype)
             tasks.append(Task(there, loss, config.model.weight_decay, at_cloud, len(federation.classes)))
     batch = None if config.data.batch == "all" else config.data.batch
-    plan = Plan(x=x, y=y, train=train, held=federation.val, batch=batch, seed=seed, dtype=dtype)
+    plan = Plan(
+        x=x,
+        y=y,
+        train=train,
+        held=federation.val,
+        batch=batch,
+        seed=seed,
+        dtype=dtype,
+        whole=config.dp_sgd.clip is not None,
+    )
     check_mixture(config, algorithm, len(tasks))
     check_needs(config, algorithm, tasks, kinds, plan, federation)
     topology = build_topology(config.topology, plan.samples, seed, federation.natural, labels)
@@ -249,6 +259,7 @@ def _checked(world: World, computed: Mapping[str, Any] | None, draft: bool, tell
     """The same with work left to edges, and with a choice of how it is computed."""
     world = world if world.config.offload.mode == "none" else offloaded(world)
     check_links(world.config, world.engine(MemoryStore()))
+    world = replace(world, tasks=guarded(world.config, world.engine(MemoryStore())))
     return world if world.engine_name == "serial" else replace(world, choice=_choice(world, computed, draft, tell))
 
 
@@ -341,16 +352,6 @@ def _cut(world: World, name: str) -> World:
             "a part of it could compute; set offload.mode to 'edge' or 'none', or take another algorithm"
         )
     return world
-
-
-def public_transfers(algorithm: Algorithm, public: Batch | None, federation: Federation) -> tuple[Transfer, ...]:
-    """The public samples on their way to all devices, where the algorithm has them there."""
-    if public is None or not algorithm.public_goes:
-        return ()
-    n, labels = len(public.x), algorithm.public_goes == "labels"
-    each = -(-n * federation.bits_per_sample // 8) + n * labels  # a byte per label
-    down = np.full(len(federation), each, np.int64)
-    return (Transfer(what="public samples", down_bytes=down, up_bytes=0 * down, common=True),)
 
 
 def _whole(x: Tensor, y: Tensor, device: torch.device) -> Batch:

@@ -19,6 +19,7 @@ from tierfed.deploy.names import node_name, process_levels
 from tierfed.deploy.question import ALL, Answers, Question, answers, ident, merge
 from tierfed.deploy.schema import Layout, check_counts, check_finite, check_norm, replies
 from tierfed.deploy.told import Traces, add_log, add_traces
+from tierfed.dpsgd import real_task
 from tierfed.engine.base import PARENTS, Engine, Flags, Ids
 from tierfed.engine.beginning import with_parents
 from tierfed.engine.crossing import arrive
@@ -28,6 +29,7 @@ from tierfed.engine.node import Poll, Reply
 from tierfed.engine.serial import Here, Level, Replies, reported, trained, tried, visited
 from tierfed.errors import InputError
 from tierfed.evaluation import Found, found
+from tierfed.links import real
 from tierfed.metrics import Kind, Scores
 from tierfed.setup import World
 from tierfed.store import Records
@@ -52,7 +54,8 @@ class Deployed(Engine):
     """
 
     def __init__(self, world: World, store: Records, house: Household | None = None, run: str = "") -> None:
-        super().__init__(**world.parts(store))
+        own = {"tasks": tuple(map(real_task, world.tasks)), "links": real(world.links)}
+        super().__init__(**{**world.parts(store), **own})
         self.world, self.house, self.run = world, house, run
         self.settings = world.config.deploy
         self.counted = not self.settings.devices  # the numbers of samples are known, not guessed

@@ -57,6 +57,12 @@ def check_world(world: World) -> None:
             f"{name} passes sums from device to device, and deployed devices have no links to each other; take another "
             "algorithm, or `tierfed run`"
         )
+    secured = [n for n, s in world.config.links.items() if s.secure.on]
+    if secured:
+        raise InputError(
+            f"[links.{secured[0]}.secure]: processes make no secure sums yet, so a parent would see every reply; leave "
+            "it out, or `tierfed run`"
+        )
 
 
 def check_roaming(world: World) -> None:

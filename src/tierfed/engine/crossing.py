@@ -107,3 +107,18 @@ def reduced(
         out.append(reduce(engine, depth, node, heard, tick) if len(there) else None)
     like = next(t for t in out if t is not None)
     return stack([zeros(like) if t is None else t for t in out])  # type: ignore[no-any-return]
+
+
+def enough(engine: "Engine", level: int, owner: Ids, heard: "Flags") -> "Flags":
+    """Whose reply counts [H]: of nodes that need several to make anything of them, and heard fewer, nobody's.
+
+    :param owner: [H] place of the parent
+    """
+    link = engine.links.above(level)
+    if not link.joint or not len(owner):
+        return heard
+    polled, counts = np.bincount(owner), np.bincount(owner, heard)
+    failed = counts < np.array([link.needed(int(n)) for n in polled])
+    if lost := int(counts[failed].sum()):
+        engine.log.lost[level - 1] = engine.log.lost.get(level - 1, 0) + lost
+    return heard & ~failed[owner]

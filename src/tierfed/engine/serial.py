@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tierfed.engine.base import Engine, Flags, Ids
-from tierfed.engine.crossing import arrive, leave, reduce, tell, untold
+from tierfed.engine.crossing import arrive, enough, leave, reduce, tell, untold
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Children, Counts, Poll, Reply, Weighing, visit
 from tierfed.links import Heard
@@ -54,11 +54,14 @@ class Level(ABC):
         down, up_bytes = (np.array([payload(m) for m in trees]) for trees in (messages, said))
         near = None if e.edge is None else self._near(to, kids, messages, said)
         answered: Flags = np.array([r is not None for r in replies])
+        more = e.links.above(to).overhead(len(kids))
+        down, up_bytes = down + more[0], up_bytes + more[1] * answered
         late = np.zeros(len(kids), bool)
         moved = (down, up_bytes) if near is None else near
         late[answered] = e.late(to, kids[answered], moved[0][answered], moved[1][answered], tick)
         walks = [] if poll.walk is None else [poll.walk]
         heard = e.settle(self.depth, to, kids, down, up_bytes, answered, late, tick, walks, near)
+        heard = enough(e, to, np.zeros(len(kids), np.int64), heard)
         replies = [
             None if r is None else r._replace(message=self._arrived(to, int(i), m, r, tick))
             for i, m, r in zip(kids, messages, replies, strict=True)

@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from tierfed.algorithm import Info, Tier
 from tierfed.engine.base import Engine, Flags, Ids
-from tierfed.engine.crossing import crossed, reduced, tell, untold
+from tierfed.engine.crossing import crossed, enough, reduced, tell, untold
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Walk, mean_of_chain
 from tierfed.engine.processes import Processes
@@ -178,7 +178,9 @@ class Vectorized(Engine):
         kids, n, unit = burst.kids, len(burst.kids), self.units[depth]
         awake = np.flatnonzero(self.awake(depth, to, kids, burst.tick))
         each: Counts = np.zeros((n, 3))
-        sent, up = down.bytes(), Up(n)
+        polled = np.bincount(burst.owner)
+        more = np.array([self.links.above(to).overhead(int(c)) for c in polled])[burst.owner]  # [H, 2]
+        sent, up = down.bytes() + more[:, 0], Up(n)
         if len(awake):
             plain = down._replace(messages=untold(down.messages))
             up, each[awake] = self._answer(to, kids[awake], plain.of(awake), burst.tick)
@@ -190,8 +192,10 @@ class Vectorized(Engine):
             if owing.any():
                 up = self._with_owed(to, kids, up.whole(), answered, each[:, unit])
             up, size = crossed(self, to, kids, down, up, each[:, unit], answered, burst.tick)
+            size = size + more[:, 1] * answered
             late[answered] = self.late(to, kids[answered], sent[answered], size[answered], burst.tick)
         heard = self.settle(depth, to, kids, sent, size, answered, late, burst.tick, burst.walks)
+        heard = enough(self, to, burst.owner, heard)
         unsettled = owing | (answered & ~heard if "owed" in up else np.zeros(n, bool))
         booked = np.flatnonzero(unsettled)
         owed = up.whole()["owed"] if len(booked) else {}

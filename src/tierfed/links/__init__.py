@@ -1,7 +1,7 @@
 """What happens on links: compression, robust rules, attacks; the seam is `tierfed.links.link`."""
 
 from tierfed.links.attacks import Attack, AttackSettings, flipped
-from tierfed.links.build import build_links, link_names
+from tierfed.links.build import build_links, link_names, real
 from tierfed.links.case import Case
 from tierfed.links.compress import Compress
 from tierfed.links.link import (
@@ -46,5 +46,6 @@ __all__ = [
     "leaving",
     "link_names",
     "parted",
+    "real",
     "rejoined",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from tierfed.links.attacks import Attack
 from tierfed.links.link import OWED, Link, Rule, Step
-from tierfed.tree import Tree, leaves
+from tierfed.tree import SEPARATOR, Tree, flatten, leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Case:
     :param children: that a parent polls at least
     :param sent: what a device gets in the first round; :param reply: what it says, of which :param change: and
         :param rest: are the parts
+    :param unit: what replies are weighed by; :param relays: by depth, who hands on what it hears
     :param inside: both ends are in one machine; :param split: edges hold a part of the devices' model
     :param attack: of the children
     """
@@ -33,6 +34,8 @@ class Case:
     reply: Tree
     change: Tree
     rest: Tree
+    unit: str = "samples"
+    relays: tuple[bool, ...] = ()
     inside: bool = False
     split: bool = False
     attack: Attack | None = None
@@ -46,6 +49,12 @@ class Case:
     def owes(self) -> bool:
         """Whether replies hold increments that must not be lost."""
         return OWED in self.reply
+
+    @property
+    def open(self) -> str:
+        """What a reply holds beside its change, in words; empty: nothing."""
+        paths = [p.replace(SEPARATOR, ".") for p in flatten(self.rest) if not p.endswith(SEPARATOR)]
+        return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
     def refused(self) -> str:
         """Why the run cannot be; empty: it can."""

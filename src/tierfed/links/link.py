@@ -8,7 +8,7 @@ keeps between its visits (a residual) and what a parent keeps (a bound) is hande
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,16 @@ class Step(Protocol):
         """
 
 
+class Joint(Step, Protocol):
+    """A step of whose replies only a sum is known."""
+
+    def overhead(self, polled: int) -> tuple[int, int]:
+        """Bytes, down and up, that a sum of so many children takes of each of them beside messages and replies."""
+
+    def needed(self, polled: int) -> int:
+        """Of how many of them replies must be heard; of fewer there is no sum."""
+
+
 class Heard(NamedTuple):
     """The replies of one burst, in the order of the children.
 
@@ -131,6 +141,15 @@ class Link:
     @property
     def joint(self) -> bool:
         return any(step.joint for step in self.steps)
+
+    def overhead(self, polled: int) -> tuple[int, int]:
+        """What joint steps take of a child's link, down and up, beside messages and replies."""
+        each = [cast("Joint", step).overhead(polled) for step in self.steps if step.joint]
+        return sum(down for down, _ in each), sum(up for _, up in each)
+
+    def needed(self, polled: int) -> int:
+        """Replies that it takes to make anything of them."""
+        return max((cast("Joint", step).needed(polled) for step in self.steps if step.joint), default=0)
 
 
 PLAIN = Link()

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from tierfed.links.private import PrivacySettings
+from tierfed.links.secure import SecureSettings
 from tierfed.settings import Count, Positive
 
 Ratio = Annotated[float, Gt(0), Le(1)]
@@ -52,3 +54,5 @@ class LinkSettings:
 
     compress: CompressSettings = field(default_factory=CompressSettings)
     reduce: ReduceSettings = field(default_factory=ReduceSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    secure: SecureSettings = field(default_factory=SecureSettings)

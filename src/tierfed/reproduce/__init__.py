@@ -3,6 +3,7 @@
 from tierfed.reproduce import (
     comparison,
     compression,
+    dp_mnist,
     jobfed_partitions,
     perfit,
     permfl_participation,
@@ -49,5 +50,6 @@ STUDIES: dict[str, Study] = {
         comparison.STUDY,
         compression.STUDY,
         robustness.STUDY,
+        dp_mnist.STUDY,
     )
 }
