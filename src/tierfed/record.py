@@ -142,18 +142,25 @@ def score_rows(world: World, round_: int, found: Found, drawn: Ints, baseline: S
     rows: list[Row] = []
     for model, scores in found.items():
         for metric, (devices, values) in scores.items():
-            by_label = metric.startswith(BY_LABEL)  # of a device that has the label; no statistics
             for i, value in zip(devices.tolist(), values.tolist(), strict=True):
-                if not (by_label and math.isnan(value)):
-                    rows.append(Row(round_, "device", world.federation.devices[i], model, "test", metric, value))
-            if by_label:
-                continue
+                rows.append(Row(round_, "device", world.federation.devices[i], model, "test", metric, value))
             better = None
             if baseline is not None and metric == main_metric(kind(world)):
                 better = gain_over(baseline, Scores(devices, values), higher_is_better(metric))
             statistics = _statistics(world, metric, Scores(devices, values), better, len(drawn))
             rows += [Row(round_, "cloud", "cloud", model, "test", f"{metric}/{k}", v) for k, v in statistics.items()]
     return rows
+
+
+def label_rows(world: World, round_: int, found: Found) -> list[Row]:
+    """Takes the accuracies of single labels out of some scores: a row for every device that has the label."""
+    return [
+        Row(round_, "device", world.federation.devices[i], model, "test", metric, value)
+        for model, scores in found.items()
+        for metric in [m for m in scores if m.startswith(BY_LABEL)]
+        for i, value in zip(*(a.tolist() for a in scores.pop(metric)), strict=True)
+        if not math.isnan(value)
+    ]
 
 
 def gain_over(baseline: Scores, scores: Scores, higher: bool) -> Floats | None:

@@ -19,13 +19,14 @@ from tierfed.engine.beginning import put_parents, with_parents
 from tierfed.evaluation import Found, evaluate, evaluated, kind
 from tierfed.formation import event, form, pending, with_teams
 from tierfed.ledger import Ledger, said
-from tierfed.metrics import Row, Scores, to_table, write_atomic
+from tierfed.metrics import LABELS, Row, Scores, to_table, write_atomic
 from tierfed.record import (
     augment_event,
     cost_rows,
     device_table,
     events,
     headline,
+    label_rows,
     margins,
     numbers,
     score_rows,
@@ -225,6 +226,11 @@ class Session:
         labels = len(self.world.federation.classes) if last and settings.labels and self.score is evaluate else 0
         more = {"labels": labels} if 0 < labels * len(drawn) <= _MOST_BY_LABEL else {}
         found = self.score(self.engine, test, kind(self.world), drawn, settings.post, tell=self._tell, **more)
+        by_label = label_rows(self.world, number, found)
+        if by_label and self.path is not None:
+            # no numbers of the run: one with more rounds has the same without them, and others in the end
+            with on_disk(self.path):
+                write_atomic(self.path / LABELS, to_table(by_label))
         return score_rows(self.world, number, found, drawn, self.baseline)
 
     def _tell(self, doing: str) -> None:

@@ -50,7 +50,7 @@ def config(folder: Path, algorithm: dict[str, Any], **tables: dict[str, Any]) ->
         "model": {"name": "mlp", "options": {"hidden": [6], "batch_norm": algorithm["name"] == "jobfed"}},
         "algorithm": {"lr": 0.05, **algorithm},
         "topology": {"teams": "natural", "team_rounds": 2},
-        "eval": {"every": 1, "labels": False},
+        "eval": {"every": 1},
         "deploy": {"deadline_seconds": 120.0, "retry_seconds": 0.5},
     }
     return from_table({k: {**base.get(k, {}), **tables.get(k, {})} for k in {**base, **tables}})

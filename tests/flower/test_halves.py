@@ -47,7 +47,7 @@ def config(name: str = "scaffold", **changes: Any) -> dict[str, Any]:
         "data": {"batch": 6},
         "algorithm": {"name": name, "lr": 0.1},
         "topology": {"fogs": 0, "participation": 0.7},
-        "eval": {"every": 2, "labels": False},
+        "eval": {"every": 2},
         **changes,
     }
 

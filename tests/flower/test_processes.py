@@ -106,7 +106,7 @@ def test_the_example_runs_on_flower_s_processes(tmp_path: Path) -> None:
     logs = "\n".join(p.read_text("utf-8", "replace") for p in sorted(tmp_path.glob("*.log")))
     assert said.returncode == 0, f"{said.stdout}\n{said.stderr}\n{logs}"
     assert (out / "metrics.parquet").exists(), f"{said.stdout}\n{said.stderr}\n{logs}"
-    wanted = tierfed.run(tierfed.load_config(config, {"eval.labels": False}), folder=False)
+    wanted = tierfed.run(config, folder=False)
     assert wanted.world.federation.devices == tuple(names)
     with tierfed.open_run(out) as found:
         assert found.engine.round == 2

@@ -168,7 +168,7 @@ def test_labels_and_devices(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", "fedavg", devices=2, teams=0, rounds=1)
     rows = [("d0", 0, 0.75), ("d0", 2, 0.0), ("d1", 1, 1.0)]
     more = to_table(Row(1, "device", n, "personal_post", "test", f"accuracy/label/{k}", v) for n, k, v in rows)
-    pq.write_table(pa.concat_tables([pq.read_table(folder / "metrics.parquet"), more]), folder / "metrics.parquet")
+    pq.write_table(more, folder / "labels.parquet")
     table = pq.read_table(folder / "devices.parquet")
     names = {"labels": json.dumps(["ok", "worn", "<b>broken</b>"])}
     pq.write_table(table.replace_schema_metadata(names), folder / "devices.parquet")

@@ -25,6 +25,7 @@ from tierfed.progress import scores as told
 from tierfed.record import gain_over, headline, margins, score_rows
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.grid import GridFolder, gains
+from tierfed.report.labels import by_label
 from tierfed.report.load import RunFolder
 from tierfed.rng import sample
 from tierfed.setup import prepare
@@ -336,21 +337,24 @@ def test_show_says_who_is_evaluated() -> None:
     assert "evaluation" not in preview(world_of(0))
 
 
-def test_accuracies_of_labels_add_up() -> None:
+def test_accuracies_of_labels_add_up(tmp_path: Path) -> None:
     """Weighted by the test samples of each label they are the accuracy of the device; both engines say the same."""
     said = {}
     for kind in ("serial", "vectorized"):
-        wanted = config(0, run={"rounds": 1, "threads": 1}, engine={"name": kind}, algorithm={"name": "ditto"})
-        run = tierfed.run(wanted, data=toy(), folder=False)
-        federation, last = run.world.federation, [r for r in run.rows if r.tier == "device" and r.round == 1]
-        values = {(r.node, r.model, r.metric): r.value for r in last if r.model}
+        out = {"rounds": 1, "threads": 1, "out": str(tmp_path / kind)}
+        result = tierfed.run(config(0, run=out, engine={"name": kind}), data=toy())
+        federation = result.world.federation
+        values = {
+            (r.node, r.model): r.value for r in result.rows if (r.round, r.tier, r.metric) == (1, "device", "accuracy")
+        }
+        found = {m: by_label(RunFolder.read(tmp_path / kind), m) for m in ("global", "personal_pre", "personal_post")}
         counts = federation.label_counts("test")
-        for i, name in enumerate(federation.devices):
-            for model in ("global", "personal_pre", "personal_post"):
-                right = [n * values[name, model, f"accuracy/label/{k}"] for k, n in enumerate(counts[i]) if n]
-                assert sum(right) == pytest.approx(values[name, model, "accuracy"] * counts[i].sum(), abs=1e-4)
-                absent = [k for k, n in enumerate(counts[i]) if not n]
-                assert not any((name, model, f"accuracy/label/{k}") in values for k in absent)
-        said[kind] = {key: v for key, v in values.items() if "label" in key[2]}
-    assert said["serial"] == said["vectorized"]
-    assert not any("label" in r.metric for r in run.rows if r.round == 0)
+        for model, shares in found.items():
+            assert np.array_equal(np.isnan(shares), counts == 0)
+            right = (np.nan_to_num(shares) * counts).sum(1) / counts.sum(1)
+            assert right == pytest.approx([values[name, model] for name in federation.devices], abs=1e-4)
+        said[kind] = found
+    for model, shares in said["serial"].items():
+        assert np.array_equal(shares, said["vectorized"][model], equal_nan=True)
+    tierfed.run(config(0, run={"rounds": 1, "out": str(tmp_path / "no")}, eval={"labels": False}), data=toy())
+    assert not (tmp_path / "no" / "labels.parquet").exists()

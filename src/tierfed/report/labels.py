@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from tierfed.data.dataset import evenly
-from tierfed.metrics import BY_LABEL, Floats
+from tierfed.metrics import BY_LABEL, LABELS, METRICS, Floats
 from tierfed.report.colors import PALETTE
 from tierfed.report.grid import own_model
-from tierfed.report.load import MAX_DEVICES, Devices, RunFolder
+from tierfed.report.load import MAX_DEVICES, Devices, RunFolder, load, read_table
 from tierfed.report.style import HEAT, SCORES, Chart, chart, plain, safe
 from tierfed.report.words import MODEL_NAMES, NONE, capped, score
 
@@ -61,10 +62,12 @@ def accuracies(run: RunFolder) -> list[Chart]:
 def by_label(run: RunFolder, model: str) -> Floats:
     """The accuracy of each device on each label [N, L] in the last round, NaN where it was not measured.
 
-    :raises InputError: a device that the run does not have
+    :raises InputError: the file of them is damaged
     """
-    found = run.metrics.filter(pc.starts_with(run.metrics["metric"], BY_LABEL))
+    there = (run.path / LABELS).exists()
+    found = load(run.path, LABELS, lambda p: read_table(p, METRICS)) if there else METRICS.empty_table()
     found = found.filter(pc.and_(pc.equal(found["model"], model), pc.equal(found["round"], run.last_round)))
+    found = found.filter(pc.is_in(found["node"], pa.array(run.devices.names)))
     labels = [int(m.removeprefix(BY_LABEL)) for m in found["metric"].to_pylist()]
     out = np.full((len(run.devices.names), max(labels, default=-1) + 1), np.nan)
     out[run.places(found, "accuracy", run.devices.names), labels] = found["value"].to_numpy()

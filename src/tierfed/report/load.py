@@ -80,14 +80,14 @@ class RunFolder:
 
         :raises InputError: a file is missing, damaged or does not belong to the others
         """
-        text = _load(path, "config.toml", lambda p: p.read_text(encoding="utf-8"))
+        text = load(path, "config.toml", lambda p: p.read_text(encoding="utf-8"))
         run = cls(
             path=path,
-            config=_load(path, "config.toml", lambda p: tomllib.loads(text)),
+            config=load(path, "config.toml", lambda p: tomllib.loads(text)),
             config_text=text,
-            devices=_load(path, "devices.parquet", _devices),
-            metrics=_load(path, "metrics.parquet", lambda p: _table(p, METRICS)),
-            events=_load(path, "events.jsonl", _events),
+            devices=load(path, "devices.parquet", _devices),
+            metrics=load(path, "metrics.parquet", lambda p: read_table(p, METRICS)),
+            events=load(path, "events.jsonl", _events),
         )
         if not isinstance(run.setting("algorithm", "name"), str):
             raise InputError(
@@ -149,7 +149,7 @@ class RunFolder:
 
         :raises InputError: the file of devices is damaged
         """
-        return _load(self.path, "devices.parquet", _above)
+        return load(self.path, "devices.parquet", _above)
 
     def panel(self, tier: str, metric: str, model: str = "", split: str = "") -> Panel:
         """One metric of one tier over rounds and nodes; devices come in the order of `devices`.
@@ -290,7 +290,7 @@ class RunFolder:
         """
         if not (self.path / "ties.parquet").exists():
             return TIES.empty_table()
-        return _load(self.path, "ties.parquet", lambda p: _table(p, TIES))
+        return load(self.path, "ties.parquet", lambda p: read_table(p, TIES))
 
     @cached_property
     def later(self) -> "RunFolder | None":
@@ -335,10 +335,10 @@ def read_json(path: Path, name: str) -> Any:
 
     :raises InputError: missing or not JSON
     """
-    return _load(path, name, lambda p: json.loads(p.read_text(encoding="utf-8")))
+    return load(path, name, lambda p: json.loads(p.read_text(encoding="utf-8")))
 
 
-def _load(folder: Path, name: str, parse: Callable[[Path], T]) -> T:
+def load(folder: Path, name: str, parse: Callable[[Path], T]) -> T:
     path = folder / name
     try:
         return parse(path)
@@ -358,7 +358,7 @@ def _load(folder: Path, name: str, parse: Callable[[Path], T]) -> T:
         ) from None
 
 
-def _table(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     table = pq.read_table(path)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
@@ -367,7 +367,7 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _devices(path: Path) -> Devices:
-    table = _table(path, DEVICES)
+    table = read_table(path, DEVICES)
     names, teams = tuple(table["device"].to_pylist()), tuple(t or "" for t in table["team"].to_pylist())
     if not names or len(set(names)) < len(names):
         raise ValueError("no devices" if not names else "a device is listed twice")
