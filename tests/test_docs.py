@@ -19,11 +19,11 @@ import typer
 
 import tierfed
 import zygote
-from support import cloud, gap, make_engine, quad, records, run
 from tierfed.algorithms import REGISTRY, make
 from tierfed.cli import app
 from tierfed.config import Config, from_table
 from tierfed.data import DATASETS
+from tierfed.testing.toy import cloud, gap, make_engine, quad, records, run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

@@ -215,6 +215,9 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _main() -> None:
+    import scipy.cluster.hierarchy
+    import scipy.optimize  # noqa: F401  what JobFed forms teams with
+
     import tierfed.cli
     import tierfed.report.html  # noqa: F401  what most commands need at their end
 

@@ -18,6 +18,7 @@ from tierfed.engine.ahead import prefetch
 from tierfed.engine.beginning import put_parents, with_parents
 from tierfed.evaluation import Found, evaluate, evaluated, kind
 from tierfed.formation import event, form, pending, with_teams
+from tierfed.ledger import Ledger, said
 from tierfed.metrics import LABELS, Row, Scores, to_table, write_atomic
 from tierfed.record import (
     augment_event,
@@ -88,11 +89,11 @@ class Session:
         self.world, self.engine, self.store, self.path = world, engine, store, path
         self.rows, self.events, self.watch, self.baseline = rows, happened, watch, baseline
         self.start, self.pending = start, list[dict[str, Any]]()
-        self.ties = TieRecord(store)
+        self.ties, self.ledger = TieRecord(store), Ledger(world, store)
         self.exported = time.monotonic()
         self.clock_seconds = float(store.meta.get("clock_seconds", 0.0))
         self.bytes = int(store.meta.get("bytes", 0))
-        self.scores, self.margins = headline(rows), margins(rows)
+        self.scores, self.margins, self.spent = headline(rows), margins(rows), said(self.ledger.spent())
         self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
         if world.engine_name != "serial":
             self.constant["computed"] = {"kernel": world.choice.kernel, "shares": world.choice.shares}
@@ -179,7 +180,8 @@ class Session:
         )
         self._count(cost)
         rows, happened = cost_rows(self.world, number, cost, self.clock_seconds), events(self.world, number, log)
-        stopped = self.engine.stopped()
+        self.ledger.book(log)
+        stopped = self.engine.stopped() or self.ledger.ended()
         last = bool(stopped) or number >= config.run.rounds
         better = False
         if last or number % config.eval.every == 0:
@@ -192,6 +194,7 @@ class Session:
         rows += trace_rows(self.world, self.engine, number, log)
         due = last or number % config.eval.every == 0
         if due:
+            rows += self.ledger.rows(number)
             rows += self._evaluate(number, last)
             happened += self.ties.measure(self.world, self.engine, number)
         if stopped:
@@ -248,6 +251,7 @@ class Session:
             bytes=self.bytes,
             stopped=stopped,
             doing=doing,
+            spent=self.spent,
             metrics=numbers(rows),
         )
 
@@ -268,7 +272,7 @@ class Session:
                 self.ties.committed()
                 self.keep_best()
         if evaluated:
-            self.scores, self.margins = headline(rows), margins(rows)
+            self.scores, self.margins, self.spent = headline(rows), margins(rows), said(self.ledger.spent())
         if time.monotonic() - self.exported > _EXPORT_SECONDS:
             self.export()
         if self.watch is not None:

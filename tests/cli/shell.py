@@ -141,7 +141,7 @@ def process(folder: Path, *arguments: str, file_size: int | None = None) -> "sub
     """
     command = ("-m", "tierfed", *arguments)
     with zygote.start(*command, cwd=folder, env=environment(), file_size=file_size) as child:
-        out, err = child.communicate(timeout=120)
+        out, err = child.communicate(timeout=250)
     return subprocess.CompletedProcess(command, child.wait(), out, err)
 
 
@@ -149,7 +149,7 @@ def interpreter(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[s
     """`python -m tierfed` to its end, in a new interpreter as a user has it."""
     command = [sys.executable, "-m", "tierfed", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=120
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=250
     )
 
 
@@ -199,7 +199,7 @@ def wait_until(child: Child, holds: Callable[[str], bool], what: str) -> str:
     for line in child.stdout:
         if holds(line):
             return line
-    _, errors = child.communicate(timeout=30)
+    _, errors = child.communicate(timeout=250)
     raise AssertionError(f"{what!r} never came; {errors}")
 
 
@@ -207,5 +207,5 @@ def kill(child: Child, after_seconds: float = 0.0) -> None:
     """kill -9."""
     time.sleep(after_seconds)
     child.send_signal(signal.SIGKILL)
-    child.communicate(timeout=30)
+    child.communicate(timeout=250)
     assert child.returncode == -signal.SIGKILL

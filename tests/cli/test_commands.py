@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -268,7 +269,7 @@ def _accuracy() -> Any:
 def test_grid_of_own_algorithms_in_processes(shell: Shell) -> None:
     (shell.folder / "my_grid.py").write_text(OWN)
     grid = ("-a", "my_grid:Mine,fedavg", "--set", "run.jobs=2", "--out", "g", "--json", *SHORT)
-    done = interpreter(shell.folder, "run", "toy.toml", *grid)
+    done = process(shell.folder, "run", "toy.toml", *grid)
     assert done.returncode == 0, done.stderr
     assert set(told(done.stdout)["runs"]) == {"my_grid.Mine-s0", "fedavg-s0"}
 
@@ -356,4 +357,14 @@ def _links() -> Any:
 def test_gain_over_a_baseline(shell: Shell) -> None:
     shell.good("run", "toy.toml", "-a", "local", "--set", "eval.post=true", "--out", "base", *SHORT)
     found = told(shell.good("run", "toy.toml", "--set", "eval.baseline=base", "--out", "r", "--json", *SHORT))
-    assert found["models"]["global"]["gain"] is not None
+    gains = _accuracies(shell.folder / "r", "global") - _accuracies(shell.folder / "base", "personal_post")
+    assert found["models"]["global"]["gain"] == pytest.approx(gains.mean(), abs=1e-12)
+    assert np.abs(gains).max() > 0.0
+
+
+def _accuracies(run: Path, model: str) -> Any:
+    """Of every device after the last round, [8]"""
+    rows = pq.read_table(run / "metrics.parquet").to_pylist()
+    last = max(r["round"] for r in rows)
+    wanted = (last, "device", model, "accuracy")
+    return np.array([r["value"] for r in rows if (r["round"], r["tier"], r["model"], r["metric"]) == wanted])

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from support import gap
 from tierfed.config import Config, from_table
 from tierfed.data import Federation
 from tierfed.deploy.memory import Memory
@@ -23,6 +22,7 @@ from tierfed.loop import Over, Result
 from tierfed.loop import run as simulate
 from tierfed.setup import World
 from tierfed.store import DiskStore, MemoryStore
+from tierfed.testing.toy import gap
 from tierfed.tree import Tree
 
 DEVICES, TEAMS, ROWS, FEATURES = 12, 3, 16, 6

@@ -86,7 +86,7 @@ class Process:
     def text(self) -> str:
         return "\n".join(self.lines)
 
-    def until(self, text: str, times: int = 1, seconds: float = 120.0) -> None:
+    def until(self, text: str, times: int = 1, seconds: float = 250.0) -> None:
         """Until so many lines hold a text.
 
         :raises AssertionError: that takes too long, or the process has ended
@@ -107,7 +107,7 @@ class Process:
     def signal(self, number: int) -> None:
         self.child.send_signal(number)
 
-    def wait(self, seconds: float = 120.0) -> int:
+    def wait(self, seconds: float = 250.0) -> int:
         """The exit code, once it has ended and all that it wrote is here."""
         try:
             code: int = self.child.wait(timeout=seconds)
@@ -139,6 +139,7 @@ class Run:
         self.folder, self.config, self.tiers = folder, wanted, dict(tiers)
         self.processes: dict[tuple[str, ...], Process] = {}
         self.past: list[Process] = []
+        self.access = ["--insecure"]
         self.env: dict[str, str] = environment()
         (folder / CONFIG).write_text(to_toml(wanted))
 
@@ -146,7 +147,7 @@ class Run:
         """One process with a node, or several devices. :param code: as of `Process`"""
         tier = self.tiers[names[0]]
         named = [] if tier == "cloud" else [a for name in names for a in ("--name", name)]
-        process = Process([tier, CONFIG, *named, "--insecure", *more], self.folder, self.env, code)
+        process = Process([tier, CONFIG, *named, *self.access, *more], self.folder, self.env, code)
         if names in self.processes:
             self.past.append(self.processes[names])
         self.processes[names] = process
@@ -166,11 +167,11 @@ class Run:
         """kill -9, and the same command once more."""
         return self.start(*self.kill(name), more=more)
 
-    def finish(self, seconds: float = 150.0) -> None:
+    def finish(self, seconds: float = 250.0) -> None:
         """Until all have ended well."""
         assert self.of("cloud").wait(seconds) == 0, self.of("cloud").text
         for names, process in self.processes.items():
-            assert process.wait(30.0) == 0, (names, process.text)
+            assert process.wait() == 0, (names, process.text)
 
     def kept(self) -> dict[str, Tree]:
         """What all nodes have on disk, as the store of a simulation has it."""

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from deploy.harness import config, distance, everything, models_of, simulated, tree
-from laws.world import Exactly
 from tierfed.config import Config
 from tierfed.deploy.frame import Frame
 from tierfed.deploy.joining import address
@@ -17,6 +16,7 @@ from tierfed.deploy.process import AtWork, Cloud, begin_node, world_of
 from tierfed.errors import InputError
 from tierfed.loop import Progress
 from tierfed.store import DiskStore, MemoryStore
+from tierfed.testing.trees import Exactly
 
 JOBFED = {"name": "jobfed"}
 LONG = 120.0

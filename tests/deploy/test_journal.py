@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from support import gap
 from tierfed.deploy.journal import FIRST, Journal, Lineage, after, as_tree, digest, from_tree
 from tierfed.errors import InputError
 from tierfed.store import DiskStore, MemoryStore
+from tierfed.testing.toy import gap
 from tierfed.tree import Tree
 
 
@@ -123,6 +123,24 @@ def test_a_state_is_of_one_run(store: Any) -> None:
     visit(journal, 0, Lineage(), digest("a"))
     with pytest.raises(InputError, match="run one, its parent is at work on run two"):
         Journal(store).adopt("two")
+
+
+def test_what_has_begun_anew_stays_so_until_a_round_is_committed(store: Any) -> None:
+    """A parent that begins its round again counts on what was lost, also after it has counted on what there is."""
+    lost = Lineage(digest("lost"))
+    Journal(store, anew=True)  # killed before its first visit
+    journal = Journal(store)
+    assert journal.untold(journal.find(lost, 3))
+    one, _ = visit(journal, 3, lost, digest("tree"))
+    visit(journal, 3, Lineage(one), digest("a"))
+    journal = Journal(store)
+    assert not journal.untold(journal.find(Lineage(one), 3))
+    assert journal.untold(journal.find(lost, 3))
+    assert visit(journal, 3, lost, digest("tree")) == (one, 1.0)
+    assert visit(journal, 3, Lineage(one), digest("b"))[1] == 2.0
+    visit(journal, 4, Lineage(one), digest("c"))
+    with pytest.raises(InputError, match="counts on state"):
+        Journal(store).find(lost, 4)
 
 
 @pytest.mark.parametrize("lineage", [Lineage(), Lineage(None), Lineage(digest("a"), (digest("b"),) * 3, False)])

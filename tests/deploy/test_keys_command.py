@@ -138,7 +138,7 @@ def test_enrollment(ca: Shell) -> None:
         assert (enrolled["name"], enrolled["parent"], enrolled["folder"]) == ("dan", "fog-0", "dan")
         assert "was used before" in ca("keys", "enroll", "token", "--address", address, "--out", "dan2").err
         child.send_signal(signal.SIGINT)
-        said, errors = child.communicate(timeout=60)
+        said, errors = child.communicate(timeout=250)
     finally:
         child.close()
         child.wait()

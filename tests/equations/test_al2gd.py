@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from support import ENGINES, cloud, make_engine, quad, run, toy_task
 from tierfed.algorithms.al2gd import AL2GD
 from tierfed.errors import InputError
+from tierfed.testing.toy import ENGINES, cloud, make_engine, quad, run, toy_task
 from tierfed.topology import TopologySettings
 
 A = np.array([-2.0, 1.0, 0.0, 5.0])

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.apfl import APFL
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.keep_local import KeepLocal
 from tierfed.engine.evaluate import models
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 
 kinds = pytest.mark.parametrize("kind", ENGINES)
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tierfed
-from support import cloud, gap
 from tierfed.augment import AugmentSettings, augment, label_distance
 from tierfed.augment.generators import kde, mixup, silverman
 from tierfed.data import Federation
+from tierfed.testing.toy import cloud, gap
 
 FEATURES = 8
 SAMPLE = 4 * FEATURES + 1  # bytes: 8 numbers of 32 bits, and a label

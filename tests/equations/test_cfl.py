@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_task
 from tierfed.algorithms.cfl import CFL
 from tierfed.algorithms.cfl_splitter import Splitter, bipartition
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import models
 from tierfed.faults import Faults
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_task
 from tierfed.topology import TopologySettings
 from tierfed.tree import row
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import tierfed
-from support import ENGINES, apart, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.demlearn import DemLearn
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.keep_local import KeepLocal
 from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import models
+from tierfed.testing.toy import ENGINES, apart, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.topology import TopologySettings
 
 kinds = pytest.mark.parametrize("kind", ENGINES)

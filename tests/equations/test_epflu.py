@@ -9,8 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laws.world import Exactly
-from support import ENGINES, cloud, gap, info, make_engine, quad, records, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithm import Algorithm, Tier
 from tierfed.algorithms import make
 from tierfed.algorithms.chain import Group, length, nearest, tour, two_opt
@@ -26,6 +24,20 @@ from tierfed.faults import Faults
 from tierfed.models import build_model
 from tierfed.peers import peer_distances
 from tierfed.task import Task
+from tierfed.testing.toy import (
+    ENGINES,
+    cloud,
+    gap,
+    info,
+    make_engine,
+    quad,
+    records,
+    run,
+    toy_plan,
+    toy_settings,
+    toy_task,
+)
+from tierfed.testing.trees import Exactly
 from tierfed.topology import TopologySettings
 from tierfed.tree import Tree, nbytes, sub, take
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from laws.world import Exactly
-from support import ENGINES, gap, make_engine, run, toy_plan, toy_task
 from tierfed.algorithms.fd import FD
 from tierfed.algorithms.keep_local import KeepLocal
 from tierfed.engine.base import Engine
@@ -18,6 +16,8 @@ from tierfed.engine.evaluate import message_to
 from tierfed.errors import InputError
 from tierfed.plan import Plan
 from tierfed.task import Task
+from tierfed.testing.toy import ENGINES, gap, make_engine, run, toy_plan, toy_task
+from tierfed.testing.trees import Exactly
 from tierfed.topology import TopologySettings
 
 kinds = pytest.mark.parametrize("kind", ENGINES)

@@ -7,9 +7,21 @@ import math
 
 import pytest
 
-from support import ENGINES, cloud, gap, info, make_engine, numbers, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.fedadam import FedAdam
 from tierfed.algorithms.fedavg import FedAvg
+from tierfed.testing.toy import (
+    ENGINES,
+    cloud,
+    gap,
+    info,
+    make_engine,
+    numbers,
+    quad,
+    run,
+    toy_plan,
+    toy_settings,
+    toy_task,
+)
 from tierfed.topology import TopologySettings
 from tierfed.tree import take
 

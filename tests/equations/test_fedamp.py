@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from support import ENGINES, gap, make_engine, quad, run, toy_plan, toy_task
 from tierfed.algorithms.fedamp import Attention, FedAMP
 from tierfed.algorithms.keep_local import KeepLocal
+from tierfed.testing.toy import ENGINES, gap, make_engine, quad, run, toy_plan, toy_task
 
 kinds = pytest.mark.parametrize("kind", ENGINES)
 

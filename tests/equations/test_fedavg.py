@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.fedavg import FedAvg
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.topology import TopologySettings
 
 A = [[-2.0, 1.0], [0.0, 2.0], [1.0, 0.5], [5.0, -1.0]]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from support import ENGINES, info, make_engine, quad
 from tierfed.algorithms.fedfomo import FedFomo, Matchmaker
 from tierfed.engine.base import Engine
+from tierfed.testing.toy import ENGINES, info, make_engine, quad
 from tierfed.tree import Params, Tree, stack
 
 kinds = pytest.mark.parametrize("kind", ENGINES)

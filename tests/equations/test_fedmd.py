@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import vmap
 
-from laws.world import Exactly
-from support import ENGINES, gap, make_engine, run, toy_plan, toy_task
 from tierfed.algorithm import Batch
 from tierfed.algorithms import make
 from tierfed.algorithms.coins import draw
@@ -24,6 +22,8 @@ from tierfed.errors import InputError
 from tierfed.models import build_model
 from tierfed.plan import Plan
 from tierfed.task import Task
+from tierfed.testing.toy import ENGINES, gap, make_engine, run, toy_plan, toy_task
+from tierfed.testing.trees import Exactly
 from tierfed.topology import TopologySettings
 from tierfed.tree import nbytes
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from support import ENGINES, Point, cloud, gap, half_square, make_engine, quad, run, toy_plan, toy_task
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.fedrep import FedRep
 from tierfed.engine.evaluate import models
 from tierfed.task import Task
+from tierfed.testing.toy import ENGINES, Point, cloud, gap, half_square, make_engine, quad, run, toy_plan, toy_task
 from tierfed.tree import take
 
 HEAD = ["3.weight", "3.bias"]

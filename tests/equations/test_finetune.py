@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.finetune import FineTune
 from tierfed.engine.evaluate import models
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.tree import Params
 
 STATISTICS = ("1.running_mean", "1.running_var")

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from support import DEVICES, ENGINES, cloud, gap, make_engine, quad, records, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.fmtl import FMTL
 from tierfed.algorithms.keep_local import KeepLocal
 from tierfed.algorithms.omega import clustered, gram, laplacian, learned, ward
@@ -21,6 +20,19 @@ from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import message_to, models
 from tierfed.errors import InputError
 from tierfed.faults import Faults
+from tierfed.testing.toy import (
+    DEVICES,
+    ENGINES,
+    cloud,
+    gap,
+    make_engine,
+    quad,
+    records,
+    run,
+    toy_plan,
+    toy_settings,
+    toy_task,
+)
 from tierfed.topology import TopologySettings
 from tierfed.tree import add, scale, zeros
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from support import ENGINES, gap, make_engine, quad, run, toy_net, toy_plan, toy_settings, toy_task
 from tierfed.algorithm import Algorithm
 from tierfed.algorithms import make
 from tierfed.algorithms.finetune import FineTune
@@ -20,6 +19,7 @@ from tierfed.algorithms.reptile import Reptile
 from tierfed.engine.evaluate import models
 from tierfed.errors import InputError
 from tierfed.task import Task
+from tierfed.testing.toy import ENGINES, gap, make_engine, quad, run, toy_net, toy_plan, toy_settings, toy_task
 from tierfed.tree import Params
 
 kinds = pytest.mark.parametrize("kind", ENGINES)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms import make
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.topology import TopologySettings
 
 A = [0.0, 3.0, 6.0, 30.0]

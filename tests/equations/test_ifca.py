@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.ifca import IFCA
 from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import models
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.tree import row
 
 kinds = pytest.mark.parametrize("kind", ENGINES)

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from support import (
+from tierfed.algorithms.fedavg import FedAvg
+from tierfed.algorithms.jobfed import JobFed
+from tierfed.algorithms.keep_local import KeepLocal
+from tierfed.engine.base import Engine
+from tierfed.engine.evaluate import models
+from tierfed.errors import InputError
+from tierfed.faults import Faults
+from tierfed.models import build_model
+from tierfed.plan import Plan
+from tierfed.task import Task
+from tierfed.testing.toy import (
     ENGINES,
     cloud,
     gap,
@@ -22,16 +32,6 @@ from support import (
     toy_task,
     toy_teams,
 )
-from tierfed.algorithms.fedavg import FedAvg
-from tierfed.algorithms.jobfed import JobFed
-from tierfed.algorithms.keep_local import KeepLocal
-from tierfed.engine.base import Engine
-from tierfed.engine.evaluate import models
-from tierfed.errors import InputError
-from tierfed.faults import Faults
-from tierfed.models import build_model
-from tierfed.plan import Plan
-from tierfed.task import Task
 from tierfed.topology import TopologySettings
 from tierfed.tree import Params, take
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from support import ENGINES, cloud, half_square, make_engine, numbers, quad, run
 from tierfed.algorithms.jobfed import JobFed
 from tierfed.algorithms.jobfed_controller import Controller
 from tierfed.engine.base import Engine
 from tierfed.plan import Plan
 from tierfed.settings import part
 from tierfed.task import Task
+from tierfed.testing.toy import ENGINES, cloud, half_square, make_engine, numbers, quad, run
 from tierfed.topology import TopologySettings
 
 kinds = pytest.mark.parametrize("kind", ENGINES)

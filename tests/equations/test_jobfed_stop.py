@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from support import ENGINES, gap, info, make_engine, numbers, quad, run
 from tierfed.algorithms.jobfed import JobFed
 from tierfed.settings import part
 from tierfed.stopping import Stopping
+from tierfed.testing.toy import ENGINES, gap, info, make_engine, numbers, quad, run
 
 kinds = pytest.mark.parametrize("kind", ENGINES)
 FAR = 50.0  # a personal loss that is never near the global one

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from support import (
+from tierfed.algorithms.jobfed import JobFed
+from tierfed.engine.base import Engine
+from tierfed.errors import InputError
+from tierfed.plan import Plan
+from tierfed.task import Task
+from tierfed.testing.toy import (
     ENGINES,
     cloud,
     gap,
@@ -22,11 +27,6 @@ from support import (
     toy_task,
     toy_teams,
 )
-from tierfed.algorithms.jobfed import JobFed
-from tierfed.engine.base import Engine
-from tierfed.errors import InputError
-from tierfed.plan import Plan
-from tierfed.task import Task
 from tierfed.topology import TopologySettings
 from tierfed.tree import Tree, take, vector
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support import ENGINES, cloud, gap, make_engine, records, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.keep_local import KeepLocal
 from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import models
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, records, run, toy_plan, toy_settings, toy_task
 from tierfed.tree import take
 
 kinds = pytest.mark.parametrize("kind", ENGINES)

@@ -6,12 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from support import DEVICES, ENGINES, cloud, gap, make_engine, quad, records, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.coins import failures, uniform
 from tierfed.algorithms.l2gd import L2GD
 from tierfed.engine.base import Engine
 from tierfed.errors import InputError
 from tierfed.faults import Faults
+from tierfed.testing.toy import (
+    DEVICES,
+    ENGINES,
+    cloud,
+    gap,
+    make_engine,
+    quad,
+    records,
+    run,
+    toy_plan,
+    toy_settings,
+    toy_task,
+)
 from tierfed.tree import add, scale, zeros
 
 A = [-2.0, 1.0, 7.0]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from support import ENGINES, gap, make_engine, quad, run, toy_net, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.keep_local import KeepLocal
+from tierfed.testing.toy import ENGINES, gap, make_engine, quad, run, toy_net, toy_plan, toy_settings, toy_task
 
 kinds = pytest.mark.parametrize("kind", ENGINES)
 

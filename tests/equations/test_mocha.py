@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 from sklearn.svm import LinearSVC
 from torch import nn
 
-from support import ENGINES, cloud, gap, make_engine, records, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.mocha import MOCHA
 from tierfed.algorithms.mocha_dual import check_linear, numbered
 from tierfed.engine.base import Engine
@@ -21,6 +20,7 @@ from tierfed.errors import InputError
 from tierfed.faults import Faults
 from tierfed.plan import Plan
 from tierfed.task import LOSSES, Task
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, records, run, toy_plan, toy_settings, toy_task
 
 Floats = npt.NDArray[np.float64]
 kinds = pytest.mark.parametrize("kind", ENGINES)

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from laws.cases import CASES
-from laws.world import small_plan, trees
-from support import DEVICES, apart, gap, make_engine, run, toy_net, toy_plan, toy_task
 from tierfed import offload
 from tierfed.algorithm import Algorithm, Batch
 from tierfed.algorithms import make
@@ -22,6 +20,8 @@ from tierfed.loop import run as train
 from tierfed.offload import SplitTask
 from tierfed.plan import Plan
 from tierfed.task import Task
+from tierfed.testing.toy import DEVICES, apart, gap, make_engine, run, toy_net, toy_plan, toy_task
+from tierfed.testing.trees import small_plan, trees
 
 CNN = ("conv1", "bn1", "pool", "relu1", "drop1", "conv2", "bn2", "relu2", "flat", "drop2", "fc1", "relu3", "fc2")
 EDGE = Edge(shares=(0.5,), speed=10.0)

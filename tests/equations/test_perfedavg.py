@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from support import ENGINES, Point, cloud, gap, make_engine, quad, run, toy_plan, toy_task
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.perfedavg import PerFedAvg
 from tierfed.engine.evaluate import models
 from tierfed.task import Task
+from tierfed.testing.toy import ENGINES, Point, cloud, gap, make_engine, quad, run, toy_plan, toy_task
 
 kinds = pytest.mark.parametrize("kind", ENGINES)
 orders = pytest.mark.parametrize("order", ["fo", "hf", "exact"])

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_task
 from tierfed.algorithms.permfl import PerMFL
 from tierfed.algorithms.pfedme import PFedMe
 from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import models
 from tierfed.errors import InputError
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_task
 from tierfed.topology import TopologySettings
 
 A = [-2.0, 1.0, 0.0, 5.0]

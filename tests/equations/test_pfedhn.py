@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from support import ENGINES, gap, info, make_engine, quad, run, toy_plan, toy_task
 from tierfed.algorithms import make
 from tierfed.algorithms.pfedhn import PFedHN
 from tierfed.algorithms.pfedhn_server import HyperNetwork
 from tierfed.engine.evaluate import models
 from tierfed.task import Task
+from tierfed.testing.toy import ENGINES, gap, info, make_engine, quad, run, toy_plan, toy_task
 from tierfed.topology import TopologySettings
 from tierfed.tree import Tree, stack, take, tmap
 

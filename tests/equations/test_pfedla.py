@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from support import ENGINES, cloud, gap, info, make_engine, quad, records, run, toy_plan, toy_task
 from tierfed.algorithms import make
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.algorithms.keep_local import KeepLocal
@@ -17,6 +16,7 @@ from tierfed.engine.evaluate import models
 from tierfed.errors import InputError
 from tierfed.models import build_model
 from tierfed.task import Task
+from tierfed.testing.toy import ENGINES, cloud, gap, info, make_engine, quad, records, run, toy_plan, toy_task
 from tierfed.topology import TopologySettings
 from tierfed.tree import Params, Tree, add, row, stack, tmap, zeros
 from tierfed.wire import payload_bytes

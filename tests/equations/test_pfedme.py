@@ -2,9 +2,9 @@
 
 import pytest
 
-from support import ENGINES, cloud, make_engine, quad, run, toy_task
 from tierfed.algorithms.pfedme import PFedMe
 from tierfed.errors import InputError
+from tierfed.testing.toy import ENGINES, cloud, make_engine, quad, run, toy_task
 
 A = [-2.0, 1.0, 7.0]  # mean 2
 kinds = pytest.mark.parametrize("kind", ENGINES)

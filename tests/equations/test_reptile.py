@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from support import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms.finetune import FineTune
 from tierfed.algorithms.reptile import Reptile
 from tierfed.engine.evaluate import models
+from tierfed.testing.toy import ENGINES, cloud, gap, make_engine, quad, run, toy_plan, toy_settings, toy_task
 
 kinds = pytest.mark.parametrize("kind", ENGINES)
 A = [-1.0, 5.0]

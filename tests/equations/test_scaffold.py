@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from support import (
+from tierfed.algorithms.fedavg import FedAvg
+from tierfed.algorithms.scaffold import Scaffold
+from tierfed.engine.base import Engine
+from tierfed.faults import Faults
+from tierfed.testing.toy import (
     DEVICES,
     ENGINES,
     cloud,
@@ -19,10 +23,6 @@ from support import (
     toy_settings,
     toy_task,
 )
-from tierfed.algorithms.fedavg import FedAvg
-from tierfed.algorithms.scaffold import Scaffold
-from tierfed.engine.base import Engine
-from tierfed.faults import Faults
 from tierfed.topology import TopologySettings
 from tierfed.tree import Tree, add, scale, zeros
 

@@ -13,8 +13,6 @@ from flwr.app import Message
 
 import tierfed
 from flower.direct import Direct, Supernode
-from laws.world import Exactly
-from support import gap, records
 from tierfed.engine.evaluate import models
 from tierfed.errors import InputError
 from tierfed.flower import client_app, server_app
@@ -25,6 +23,8 @@ from tierfed.flower.records import said_by
 from tierfed.result import Result
 from tierfed.setup import World, prepare
 from tierfed.store import MemoryStore
+from tierfed.testing.toy import gap, records
+from tierfed.testing.trees import Exactly
 from tierfed.tree import Tree
 
 DEVICES, ROUNDS = 5, 4

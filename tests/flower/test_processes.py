@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("flwr", reason="Flower has an environment of its own: make test-flower")
 
 import tierfed
-from support import gap
 from tierfed.flower.memory import InFolder
+from tierfed.testing.toy import gap
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

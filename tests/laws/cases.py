@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from support import toy_task
 from tierfed.algorithm import Algorithm
 from tierfed.algorithms import REGISTRY, make
 from tierfed.task import Task
 from tierfed.testing.laws import Subject, is_relayed
+from tierfed.testing.toy import toy_task
 from tierfed.testing.trees import TREES
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -112,5 +112,5 @@ def liftable() -> list[str]:
 
 
 def fits(name: str, tree: str) -> bool:
-    """Whether a case can run on a tree of `world.trees`."""
+    """Whether a case can run on a tree of `tierfed.testing.trees.trees`."""
     return name not in DEEP or tree in ("4 tiers", "clusters")

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 
 from laws.cases import CASES, fits, subject, task_of
-from laws.world import DEVICES, evaluated, relative, small_plan, trace, trees
-from support import ENGINES, Ids, gap, make_engine, toy_task
 from tierfed import evaluation
 from tierfed.algorithm import Data
 from tierfed.algorithms import make
@@ -23,6 +21,8 @@ from tierfed.metrics import Kind
 from tierfed.plan import Plan
 from tierfed.task import LOSSES, Task
 from tierfed.testing.laws import evaluation_leaves_no_trace
+from tierfed.testing.toy import ENGINES, Ids, gap, make_engine, toy_task
+from tierfed.testing.trees import DEVICES, evaluated, relative, small_plan, trace, trees
 from tierfed.tree import Tree, mix, take
 
 
@@ -142,12 +142,9 @@ def accuracies(tree: Tree) -> Tree:
     return {name: scores["accuracy"] for name, scores in tree.items()}
 
 
-@pytest.mark.parametrize("tree", ["flat", "clusters"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "tree"), [(n, t) for n in CASES for t in ("flat", "clusters") if fits(n, t)])
 def test_together_is_one_at_a_time(name: str, tree: str) -> None:
     """Every algorithm: the batched evaluation has the scores of the definition, and the very accuracies."""
-    if not fits(name, tree):
-        return
     engine = trace(make_engine("vectorized", CASES[name], task_of(name), small_plan(), trees(0.7)[tree]), 1).engine
     expected, found = one_at_a_time(engine), plain(evaluate(engine, TEST, "classification", np.arange(DEVICES)))
     assert relative(found, expected) <= 1e-12

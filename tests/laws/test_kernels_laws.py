@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from laws.cases import CASES, LINEAR, VARIANTS, fits, task_of
-from laws.world import MODES, small_plan, walked
 from tierfed.algorithm import Algorithm
 from tierfed.kernels import equipped
 from tierfed.testing.laws import agree
+from tierfed.testing.trees import MODES, small_plan, walked
 
 
 def _trains(algorithm: Algorithm) -> bool:

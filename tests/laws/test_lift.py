@@ -3,9 +3,9 @@
 import pytest
 
 from laws.cases import CASES, liftable, subject
-from laws.world import small_plan, trees
-from support import gap, make_engine, run, toy_task
 from tierfed.testing.laws import relays_are_not_there
+from tierfed.testing.toy import gap, make_engine, run, toy_task
+from tierfed.testing.trees import small_plan, trees
 
 
 @pytest.mark.parametrize("name", liftable())

@@ -1,14 +1,16 @@
 """How replies are weighed: every policy in both engines, and by hand on QUAD with a step of 1: device i answers a_i."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from laws.cases import CASES
-from laws.world import FLOAT64, Exactly, Trace, happened, small_plan, trace, trees
-from support import ENGINES, apart, cloud, make_engine, quad, run, toy_task
 from tierfed.algorithms.fedavg import FedAvg
 from tierfed.engine.base import Engine
 from tierfed.faults import Faults
+from tierfed.testing.toy import ENGINES, apart, cloud, make_engine, quad, run, toy_task
+from tierfed.testing.trees import FLOAT64, Exactly, happened, small_plan, trace, trees
 from tierfed.topology import TopologySettings
 
 EDGE = ("hierfavg", "scaffold, edge", "jobfed", "jobfed, team")
@@ -16,21 +18,23 @@ TEAMS = [0, 0, 0, 1]
 A = [0.0, 3.0, 6.0, 30.0]
 
 
-@pytest.mark.parametrize("empty", ["skip", "stale"])
-@pytest.mark.parametrize("over", ["active", "all"])
-@pytest.mark.parametrize("weighting", ["samples", "devices", "children"])
-@pytest.mark.parametrize("name", EDGE)
-def test_engines_agree_under_every_policy(name: str, weighting: str, over: str, empty: str) -> None:
+def _places() -> list[tuple[str, str, tuple[str, str, str]]]:
+    """Every algorithm with every policy, and every policy on every tree."""
+    policies = product(("samples", "devices", "children"), ("active", "all"), ("skip", "stale"))
+    far = ("3 tiers", "4 tiers", "clusters")
+    return [(name, far[(i + j) % 3], p) for j, p in enumerate(policies) for i, name in enumerate(EDGE)]
+
+
+@pytest.mark.parametrize(("name", "tree", "policy"), _places())
+def test_engines_agree_under_every_policy(name: str, tree: str, policy: tuple[str, str, str]) -> None:
+    weighting, over, empty = policy
     task, plan = toy_task(), small_plan(largest=9, batch=5)
-    settings = trees(0.6, weighting=weighting, over=over, empty=empty)
-
-    def after(kind: str, tree: str) -> Trace:
-        return trace(make_engine(kind, CASES[name], task, plan, settings[tree], Faults(loss=0.5)), 2)
-
-    for tree in ("3 tiers", "4 tiers", "clusters"):
-        serial, vectorized = after("serial", tree), after("vectorized", tree)
-        assert [happened(log) for log in serial.logs] == [happened(log) for log in vectorized.logs], tree
-        assert apart(serial.engine, vectorized.engine) <= FLOAT64, tree
+    settings = trees(0.6, weighting=weighting, over=over, empty=empty)[tree]
+    serial, vectorized = (
+        trace(make_engine(kind, CASES[name], task, plan, settings, Faults(loss=0.5)), 2) for kind in ENGINES
+    )
+    assert [happened(log) for log in serial.logs] == [happened(log) for log in vectorized.logs]
+    assert apart(serial.engine, vectorized.engine) <= FLOAT64
 
 
 def mean(

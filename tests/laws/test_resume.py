@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from laws.cases import CASES, subject, task_of
-from laws.world import MODES, by_name, small_plan, trace, trees
-from support import gap, make_engine
 from tierfed.store import MemoryStore
 from tierfed.testing.laws import resumed_is_uninterrupted
+from tierfed.testing.toy import gap, make_engine
+from tierfed.testing.trees import MODES, by_name, small_plan, trace, trees
 
 RUNS = [(name, "vectorized") for name in CASES] + [(name, "serial") for name in ("scaffold, edge", "jobfed", "fedbn")]
 

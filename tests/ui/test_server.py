@@ -222,7 +222,7 @@ class TestCommand:
         try:
             wait_for(child, "live view of .: http://127.0.0.1:")
             child.send_signal(signal.SIGINT)
-            _, err = child.communicate(timeout=60)
+            _, err = child.communicate(timeout=250)
         finally:
             child.close()
         assert (child.returncode, err) == (0, "")

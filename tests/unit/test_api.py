@@ -58,7 +58,7 @@ def test_import_is_light() -> None:
         "heavy = {'plotly', 'jinja2', 'sklearn', 'scipy', 'pandas', 'polars', 'onnx', 'onnxruntime', 'onnxscript'}; "
         "print(*sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=250)
     assert done.stdout.strip() == ""
 
 

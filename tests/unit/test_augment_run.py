@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import tierfed
-from support import cloud, gap
 from tierfed import setup
 from tierfed.augment import GanSettings, gan
 from tierfed.cli import app
@@ -22,6 +21,7 @@ from tierfed.data.dataset import Ints
 from tierfed.errors import InputError
 from tierfed.result import Progress
 from tierfed.setup import prepare
+from tierfed.testing.toy import cloud, gap
 
 SMALL = {"run.rounds": 2, "algorithm.name": "fedavg", "data.devices": 8, "eval.post": False, "topology.fogs": 2}
 SMALL |= {"topology.teams": "sequential"}

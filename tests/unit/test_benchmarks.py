@@ -31,12 +31,10 @@ def package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_a_line_for_every_work_and_peer() -> None:
+def test_a_line_for_every_work_and_peer(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--works M3 --peers loop --rounds 1 --turn 0 --devices 4 --cohorts 2 --samples 20 --folder --json"
-    command = [sys.executable, "-W", "error", str(ROOT / "benchmarks/peers.py"), *arguments.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert main(arguments.split()) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 1
     line = lines[0]
     assert line.keys() >= KEYS

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support import ENGINES, make_engine, toy_plan, toy_settings, toy_task
 from tierfed import checks
 from tierfed.algorithm import Algorithm
 from tierfed.algorithms import REGISTRY, make
 from tierfed.catalog import catalog
 from tierfed.checks import check_memory, check_participation, server_bytes
 from tierfed.errors import InputError
+from tierfed.testing.toy import ENGINES, make_engine, toy_plan, toy_settings, toy_task
 from tierfed.topology import Topology, TopologySettings, build_topology
 from tierfed.tree import nbytes, take
 

@@ -157,11 +157,12 @@ def test_a_damaged_memory_is_no_error(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "tierfed").mkdir()
     (tmp_path / "tierfed" / "kernels.json").write_text("[1")
-    assert tried(Choice(), EngineSettings(), engine(), None).why.startswith("measured")
+    some = engine(model={"name": "mlp"})
+    assert tried(Choice(), EngineSettings(), some, None).why.startswith("measured")
     (tmp_path / "tierfed" / "kernels.json").unlink()
     (tmp_path / "tierfed").rmdir()
     (tmp_path / "tierfed").write_text("in the way")
-    assert tried(Choice(), EngineSettings(), engine(), None).why.startswith("measured")
+    assert tried(Choice(), EngineSettings(), some, None).why.startswith("measured")
 
 
 def test_a_run_goes_on_with_the_kernel_that_it_began_with(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from support import gap, toy_net
 from tierfed.algorithm import Batch
 from tierfed.dropout import CounterDropout, replace_dropout
 from tierfed.task import Task
+from tierfed.testing.toy import gap, toy_net
 
 ONES = torch.ones(64, 200, dtype=torch.float64)
 SEEDS = torch.tensor([0, 1, 2, 2**33, 2**62 + 5])

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tierfed
-from support import half_square
 from tierfed.algorithm import Algorithm
 from tierfed.data.dataset import Scaling
 from tierfed.data.settings import DataSettings
@@ -29,6 +28,7 @@ from tierfed.export.prune import keep_largest, masked, tuned, weights
 from tierfed.models import MODELS, build_model
 from tierfed.plan import Plan
 from tierfed.task import Task
+from tierfed.testing.toy import half_square
 
 INT8 = onnx.TensorProto.INT8
 

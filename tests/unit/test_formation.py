@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import tierfed
-from support import apart, make_engine, quad, records
 from tierfed.algorithms.ifca import IFCA
 from tierfed.algorithms.permfl import PerMFL
 from tierfed.config import from_table
@@ -21,6 +20,7 @@ from tierfed.preview import preview
 from tierfed.report.load import RunFolder
 from tierfed.setup import World, prepare
 from tierfed.store import DiskStore, MemoryStore
+from tierfed.testing.toy import apart, make_engine, quad, records
 from tierfed.topology import TopologySettings, build_topology
 from tierfed.wire import encode
 

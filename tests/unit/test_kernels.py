@@ -1,6 +1,10 @@
 """Every kernel does what `data.fold(task.step)` does, to rounding, whatever model, operands and data are."""
 
 import copy
+import os
+import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import vmap
 
-from support import gap, toy_net, toy_plan, toy_task
 from tierfed.algorithm import Data
 from tierfed.errors import InputError
 from tierfed.kernels import BATCHED, KERNELS, call, compiled, equipped, fused, native, refusal
 from tierfed.models import MODELS, build_model
 from tierfed.offload import SplitTask
 from tierfed.task import LOSSES, Task, cross_entropy
+from tierfed.testing.toy import gap, toy_net, toy_plan, toy_task
 
 CPU = torch.device("cpu")
 CLOSE = 1e-12
@@ -208,14 +212,56 @@ def test_any_chain_as_its_definition(name: str, data: st.DataObject) -> None:
         assert _far(world.stacked(task), wanted) <= CLOSE
 
 
-@given(st.data())
-@settings(max_examples=40, deadline=None)
-def test_any_chain_of_pictures_as_its_definition(data: st.DataObject) -> None:
+def _pictures_as_defined(data: st.DataObject) -> None:
     world = World(data.draw, data.draw(pictured()), (2, 9, 7))
     wanted, task = world.serial(world.task), equipped(world.task, "native", threads=data.draw(st.integers(1, 3)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(call, "by_definition", None)  # what C cannot do would go step by step
         assert _far(world.stacked(task), wanted) <= CLOSE
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_chain_of_pictures_as_its_definition(data: st.DataObject) -> None:
+    _pictures_as_defined(data)
+
+
+NARROWER = {
+    "AVX2": (("-mno-avx512f",), "__AVX2__", "__AVX512F__"),
+    "SSE2": (("-mno-avx",), "__SSE2__", "__AVX2__"),
+}
+"""Flags for vectors that are narrower than this processor's, the macro that tells of them, and the next wider one."""
+
+
+@pytest.fixture(scope="module", params=NARROWER)
+def narrower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The library as an older processor has it; hardly optimized, which takes a third of the time."""
+    flags, macro, wider = NARROWER[request.param]
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip(f"needs a processor with {request.param}, this is {platform.machine()}")
+    compiler = next(filter(None, map(shutil.which, native.COMPILERS)), None)
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    command = [compiler, "-march=native", *flags, "-dM", "-E", "-x", "c", os.devnull]
+    macros = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    if macro not in macros:
+        pytest.skip(f"needs a processor with {request.param}")
+    assert wider not in macros
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("narrower")))
+        patch.setattr(native, "_FLAGS", (*native._FLAGS, *flags, "-O1"))
+        built = native._library.__wrapped__("double", "int64_t")
+    assert not isinstance(built, str), built
+    return built
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+def test_narrower_vectors(narrower: Any, data: st.DataObject) -> None:
+    """The same source for processors of users: tiles of other sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_library", lambda *_: narrower)
+        _pictures_as_defined(data)
 
 
 class TestNative:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from support import apart, make_engine, toy_net, toy_plan, toy_settings, toy_task
 from tierfed.algorithms import make
 from tierfed.config import load_config
 from tierfed.cost import Burst, CostSettings, Edge, Offloaded, Visit, clock
@@ -31,6 +30,7 @@ from tierfed.report import write_report
 from tierfed.setup import World, prepare
 from tierfed.store import MemoryStore
 from tierfed.task import Task
+from tierfed.testing.toy import apart, make_engine, toy_net, toy_plan, toy_settings, toy_task
 from tierfed.topology import TopologySettings, build_topology
 from tierfed.transfers import Transfer, awaited, bursts, roads
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 import tierfed
 import zygote
-from laws.world import evaluated, happened
-from support import apart, gap
 from tierfed.engine import ray_cluster, ray_crew
 from tierfed.engine.ray_cluster import Cluster, check_address
 from tierfed.engine.ray_crew import RayCrew
@@ -28,6 +26,8 @@ from tierfed.engine.visits import Here
 from tierfed.errors import InputError
 from tierfed.loop import open_run
 from tierfed.task import Task
+from tierfed.testing.toy import apart, gap
+from tierfed.testing.trees import evaluated, happened
 from unit.test_processes import Failing, engine_of, wait_for
 
 pytestmark = pytest.mark.timeout(300)

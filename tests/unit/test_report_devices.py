@@ -113,7 +113,8 @@ def test_a_tree_that_a_damaged_file_bends_into_a_circle(tmp_path):
     loop = [{"round": 1, "event": "rebuild", "node": a, "to": b} for a, b in (("fog 1", "fog 2"), ("fog 2", "fog 1"))]
     table = pq.read_table(run.path / "devices.parquet")
     pq.write_table(table.append_column("above", pa.array([["x"]] * 12)), run.path / "devices.parquet")
-    assert forest.tree(events(run, *loop)) is not None
+    chart = forest.tree(events(run, *loop))
+    assert len(chart.figure["data"][-1]["x"]) == 12
 
 
 def test_the_picture_of_the_tree(tmp_path):

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support import gap
 from tierfed.engine.said import Down, Up
+from tierfed.testing.toy import gap
 from tierfed.tree import Tree
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import tierfed
-from support import gap, make_engine, run, toy_plan, toy_settings, toy_task
 from tierfed.algorithms import make
 from tierfed.checkpoint import identity
 from tierfed.config import load_config
@@ -24,6 +23,7 @@ from tierfed.report.labels import holdings_of
 from tierfed.report.load import MAX_DEVICES, _devices
 from tierfed.setup import World, prepare
 from tierfed.store import DiskStore, MemoryStore
+from tierfed.testing.toy import gap, make_engine, run, toy_plan, toy_settings, toy_task
 from tierfed.topology import TopologySettings
 
 FEW, MANY = 1_000, 100_000

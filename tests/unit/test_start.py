@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import tierfed
-from support import gap
 from tierfed.config import load_config
 from tierfed.engine.evaluate import models
 from tierfed.errors import InputError
@@ -16,6 +15,7 @@ from tierfed.loop import run
 from tierfed.result import Result
 from tierfed.setup import prepare
 from tierfed.start import Start, left_by
+from tierfed.testing.toy import gap
 from tierfed.tree import Params, nbytes, take
 
 TOY: dict[str, Any] = {

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zygote
-from support import gap
 from tierfed.errors import InputError
 from tierfed.store import DiskStore, MemoryStore, Store, with_default
+from tierfed.testing.toy import gap
 from tierfed.tree import Tree
 
 
@@ -329,7 +329,7 @@ HEAD = f"import sys\nsys.path[:0] = {sys.path!r}\nfrom pathlib import Path\n"
 def in_child(code: str) -> "subprocess.CompletedProcess[str]":
     """Python code in a process of its own, with the import paths of this one."""
     with zygote.start("-c", HEAD + code, cwd=Path.cwd(), env=os.environ) as child:
-        out, err = child.communicate(timeout=120)
+        out, err = child.communicate(timeout=250)
     return subprocess.CompletedProcess(code, child.wait(), out, err)
 
 

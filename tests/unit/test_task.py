@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from support import Point, gap, half_square, numbers, toy_net
 from tierfed.algorithm import Batch, Data
 from tierfed.errors import InputError
 from tierfed.task import LOSSES, Task, cross_entropy, loss_by_name
+from tierfed.testing.toy import Point, gap, half_square, numbers, toy_net
 
 
 def batch(x: Tensor, y: Tensor) -> Batch:
@@ -249,14 +249,14 @@ class TestLosses:
 
     def test_by_name(self) -> None:
         assert loss_by_name("mse") is LOSSES["mse"]
-        assert loss_by_name("support:half_square") is half_square
+        assert loss_by_name("tierfed.testing.toy:half_square") is half_square
 
     @pytest.mark.parametrize(
         ("name", "message"),
         [
             ("mss", "unknown loss 'mss'; did you mean 'mse'"),
             ("no_such_module:f", "cannot be imported"),
-            ("support:nothing", "cannot be imported"),
+            ("tierfed.testing.toy:nothing", "cannot be imported"),
         ],
     )
     def test_unknown_names(self, name: str, message: str) -> None:

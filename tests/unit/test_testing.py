@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import tierfed
-from support import toy_task
 from tierfed.task import Task
 from tierfed.testing import LAWS, LawError, check_algorithm
 from tierfed.tree import Params, Tree, scale
@@ -111,7 +110,3 @@ def test_random_numbers_of_its_own() -> None:
 def test_bad_input(algorithm: Any, settings: Any, only: tuple[str, ...], message: str) -> None:
     with pytest.raises(tierfed.InputError, match=message):
         check_algorithm(algorithm, settings, only=only)
-
-
-def test_the_worlds_are_those_of_the_tests() -> None:
-    assert toy_task.__module__ == "tierfed.testing.toy"

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import tierfed
-from support import ENGINES, gap, make_engine, quad, records, run, toy_plan, toy_task
 from tierfed import ties
 from tierfed.algorithm import Tier
 from tierfed.algorithms import make
@@ -19,6 +18,7 @@ from tierfed.engine.base import Engine
 from tierfed.engine.evaluate import message_to
 from tierfed.engine.evaluate import ties as ties_of
 from tierfed.metrics import TIES
+from tierfed.testing.toy import ENGINES, gap, make_engine, quad, records, run, toy_plan, toy_task
 from tierfed.topology import TopologySettings
 from tierfed.tree import stack
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import tierfed
-from support import gap
 from tierfed.config import load_config
 from tierfed.engine.evaluate import models
 from tierfed.errors import InputError
@@ -18,6 +17,7 @@ from tierfed.result import Result
 from tierfed.setup import World, prepare
 from tierfed.start import left_by
 from tierfed.task import Task
+from tierfed.testing.toy import gap
 from tierfed.tree import Params
 
 WIDE, DEEP = {"name": "mlp", "options": {"hidden": [7]}}, {"name": "mlp", "options": {"hidden": [5, 4]}}

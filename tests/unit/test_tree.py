@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from support import gap
 from tierfed import tree
+from tierfed.testing.toy import gap
 from tierfed.tree import SEPARATOR
 
 NAMES = st.text(st.characters(exclude_characters=SEPARATOR, codec="utf-8"), min_size=1, max_size=5)

@@ -27,7 +27,7 @@ from tierfed.kernels.chain import Chain, Layer
 from tierfed.kernels.fused import fits_labels
 from tierfed.tree import Params
 
-SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_layers.h", "native_products.h")]
+SOURCES = [Path(__file__).with_name(f"native{part}") for part in (".c", "_layers.h", "_memory.h", "_products.h")]
 COMPILERS = ("cc", "gcc", "clang")
 _REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}  # and integers of their size
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")

@@ -28,6 +28,7 @@ from tierfed.report.stages import before_and_after, origin
 from tierfed.report.style import Chart
 from tierfed.report.tables import comparison_cell, summary_grid
 from tierfed.report.words import (
+    EPSILON,
     INTERVAL,
     MODEL_NAMES,
     NONE,
@@ -43,6 +44,7 @@ from tierfed.report.words import (
 MAX_EMBEDDED = 24
 MAX_LAYERS = 8
 MAX_TREES = 8
+SPENT = "epsilon_"
 
 
 class Tile(NamedTuple):
@@ -128,7 +130,8 @@ def _run_page(member: Member, out: Path) -> dict[str, Any]:
     devices = f"{len(run.devices.names)} devices" + (f" in {len(run.teams)} teams" if run.teams else "")
     learning = [charts.learning(run, m) for m in dict.fromkeys((run.metric, "loss"))]
     alpha = [charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"]
-    other = [charts.trace(run, *pair) for pair in run.traces if pair[1] != "alpha"]
+    spent = [pair for pair in run.traces if pair[1].startswith(SPENT)]
+    other = [charts.trace(run, *pair) for pair in run.traces if pair[1] != "alpha" and pair not in spent]
     maps = _listening(run)
     more = maps[MAX_LAYERS:]
     sections = [
@@ -138,6 +141,7 @@ def _run_page(member: Member, out: Path) -> dict[str, Any]:
         Section("Devices", _known(spread.per_device(run), spread.ranked(run), spread.gained(member))),
         Section("The tree", _known(forest.tree(run), forest.memberships(run), charts.moves(run))),
         Section("Inside the algorithm", _known(*alpha, *other)),
+        Section("Privacy", _known(*(charts.trace(run, *pair) for pair in spent))),
         Section("Who listens to whom", maps[:MAX_LAYERS], closed=[("More layers", more)] if more else []),
         Section(
             "Cost",
@@ -197,6 +201,11 @@ def _run_tiles(run: RunFolder) -> list[Tile]:
     for model in [m for m in ("personal_post", "global") if m in run.models][:1]:
         value = score(run.statistics(model)["worst"], run.metric)
         tiles.append(Tile("worst 10 % of devices", value, f"mean, {MODEL_NAMES[model]}"))
+    for tier, metric in run.traces:
+        if metric.startswith(SPENT):
+            value = f"{EPSILON} = {run.panel(tier, metric).values[-1, 0]:.3g}"
+            name = metric_name(metric).partition(",")[0]
+            tiles.append(Tile(name, value, "differential privacy, at the delta of its table"))
     return [*tiles, *_cost_tiles(run)]
 
 

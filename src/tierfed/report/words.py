@@ -9,6 +9,7 @@ import numpy as np
 from tierfed.metrics import Floats
 
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
+EPSILON = "\N{GREEK SMALL LETTER EPSILON}"
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 INTERVAL = "± half the width of the 95 % confidence interval for the mean over all devices"
@@ -29,6 +30,9 @@ METRIC_NAMES = {
     "alpha": f"mixing weight {ALPHA}",
     "jg": "global loss on validation data",
     "jl": "local loss on validation data",
+    "epsilon_device": f"privacy spent per device, {EPSILON}",
+    "epsilon_fog": f"privacy spent per team, {EPSILON}",
+    "epsilon_sample": f"privacy spent per sample, {EPSILON}",
     "tie": "distance to the parent's model",
     "zeta": "stopping threshold \N{GREEK SMALL LETTER ZETA}",
 }

@@ -15,7 +15,7 @@ from tierfed.around import SweepSettings
 from tierfed.config import Config
 from tierfed.errors import InputError
 from tierfed.folders import read_run
-from tierfed.options import load, numbers
+from tierfed.options import DataDir, Json, Sets, load, numbers
 from tierfed.output import err, folded, out, say
 from tierfed.progress import watching
 from tierfed.report import write_report
@@ -45,17 +45,15 @@ def sweep(
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Trials at the same time; 0: as many as there are cores.")] = None,
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="End trials that fall behind.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key: algorithm.lr=0.05")
-    ] = None,
+    set_: Sets = None,
     algorithm: Annotated[str | None, typer.Option("--algorithm", "-a", help="In place of the config's.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Cloud rounds of every trial.")] = None,
-    data_dir: Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")] = None,
+    data_dir: DataDir = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="The folder of the sweep; runs/sweep-NAME by default.")
     ] = None,
     report_: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Search for good settings: grid, random or TPE. Run anew, the command goes on where it was stopped."""
     extra = [*(set_ or []), *([f"run.rounds={rounds}"] if rounds is not None else [])]

@@ -62,7 +62,7 @@ def small_plan(**changes: Any) -> Plan:
 
 
 def trees(participation: float = 1.0, team_rounds: int = 2, **changes: Any) -> dict[str, TopologySettings]:
-    """The trees of `support.toy_settings` with two team rounds; clusters are those of three fogs."""
+    """The trees of `toy_settings` with two team rounds; clusters are those of three fogs."""
     fog = 1.0 if participation == 1.0 else 0.7
     inside = {"team_rounds": team_rounds, **changes, "clusters": 2, "participation": (1.0, fog, participation)}
     return {
