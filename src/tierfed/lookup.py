@@ -45,9 +45,10 @@ def _beside(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
 
 
 def _near(path: Path, known: list[Path]) -> str:
-    names = {str(p): p for p in known}
-    close = closest(str(path), names)
-    return "" if close is None else f"; did you mean {close!r}?"
+    beside = all(p.parent == path.parent for p in known)  # what all have in common makes none of them near
+    names = {p.name if beside else str(p): str(p) for p in known}
+    close = closest(path.name if beside else str(path), names)
+    return "" if close is None else f"; did you mean {names[close]!r}?"
 
 
 def imported(what: str, target: str, wanted: Callable[[Any], bool]) -> Any:
