@@ -43,7 +43,7 @@ bench: install  ## seconds per round of two small networks, in turns with a plai
 
 docs: install  ## the site, into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m mkdocs build --strict
 
 dist: install  ## wheel and source archive, checked, into dist/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt build twine

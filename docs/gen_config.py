@@ -92,6 +92,8 @@ def page() -> str:
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         if dataclasses.is_dataclass(default):
             parts += sections(f"[{field.name}]", type(default))
+        elif (kind := named_tables(hints(Config)[field.name])) is not None:
+            parts += sections(f"[{field.name}.NAME]", kind)
         else:
             parts.append(f"## `[{field.name}]`\n\n{ALGORITHM}\n")
             parts += algorithms()
@@ -117,7 +119,8 @@ def models() -> str:
 def sections(path: str, cls: type) -> list[str]:
     """A table of the keys of one settings class, then those of the tables inside."""
     inner = {f.name: t for f in dataclasses.fields(cls) if dataclasses.is_dataclass(t := hints(cls)[f.name])}
-    out = [f"## `{path}`\n\n{summary(cls)}\n\n{table(cls, [f for f in fields(cls) if f.name not in inner])}"]
+    own = [f for f in fields(cls) if f.name not in inner]
+    out = [f"## `{path}`\n\n{summary(cls)}\n" + (f"\n{table(cls, own)}" if own else "")]
     for name, kind in inner.items():
         out += sections(f"[{path[1:-1]}.{name}]", kind)
     for field in dataclasses.fields(cls):
@@ -131,6 +134,11 @@ def tables_of(hint: Any) -> type | None:
     """The settings class of a list of tables."""
     inside = [t for part in typing.get_args(hint) for t in typing.get_args(part)]
     return next((t for t in inside if isinstance(t, type) and dataclasses.is_dataclass(t)), None)
+
+
+def named_tables(hint: Any) -> type | None:
+    """The settings class of tables by name."""
+    return next((t for t in typing.get_args(hint) if isinstance(t, type) and dataclasses.is_dataclass(t)), None)
 
 
 def algorithms() -> list[str]:

@@ -27,7 +27,7 @@ from tierfed.testing.toy import cloud, gap, make_engine, quad, records, run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-EXAMPLES = ("own_model", "own_algorithm", "own_data_csv")
+EXAMPLES = ("own_model", "own_algorithm", "own_data_csv", "tree_and_faults", "export_and_use")
 ENTRY_POINTS = {"project"}
 
 
@@ -36,7 +36,7 @@ def blocks(language: str) -> list[Any]:
     found = []
     for page in PAGES:
         text = page.read_text("utf-8")
-        for m in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for m in re.finditer(rf"^```{language}(?: title=[^\n]*)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             line = text[: m.start()].count("\n") + 1
             found.append(pytest.param(m[1], id=f"{page.relative_to(ROOT)}:{line}"))
     return found
@@ -119,6 +119,35 @@ def test_commands_parse(line: str) -> None:
     assert command.make_context(name, arguments).params
 
 
+@pytest.mark.parametrize("text", blocks("bash"))
+def test_scripts_can_be_read_by_a_shell(text: str) -> None:
+    """Lines for another machine or as root are not run; their grammar is checked, and the extras that they name."""
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert {e for names in re.findall(r"tierfed\[([\w,]+)\]", text) for e in names.split(",")} <= extras.keys()
+
+
+def test_every_block_is_of_a_kind_that_is_tried() -> None:
+    """What is mere text has no commands in it."""
+    for page in PAGES:
+        found = re.findall(r"^```(\S*)[^\n]*\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        assert {kind for kind, _ in found} <= {"python", "toml", "sh", "bash", "text", "ini", "mermaid"}, page
+        mere = [text for kind, text in found if kind == "text"]
+        assert [text for text in mere if re.search(r"^(tierfed|python3?|pip|make|import) ", text, re.MULTILINE)] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md"))
+
+
+def test_the_reference_of_python_has_all_that_is_public() -> None:
+    text = (ROOT / "docs/reference/api.md").read_text("utf-8")
+    there = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    assert set(tierfed.__all__) - {"__version__", "Config"} <= there
+
+
 def test_shell_blocks_know_their_targets() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
@@ -157,6 +186,11 @@ def test_the_configuration_reference_is_up_to_date() -> None:
 def test_the_reference_of_commands_is_up_to_date() -> None:
     """If this fails: python docs/gen_cli.py"""
     assert source(ROOT / "docs" / "gen_cli.py").page() == (ROOT / "docs/reference/cli.md").read_text("utf-8")
+
+
+def test_the_guide_to_methods_has_the_numbers_of_the_comparison() -> None:
+    """If this fails: python docs/gen_choose.py"""
+    assert source(ROOT / "docs" / "gen_choose.py").page() == (ROOT / "docs/choose.md").read_text("utf-8")
 
 
 def test_every_key_of_the_reference_has_a_meaning() -> None:

@@ -103,7 +103,7 @@ class Tier:
 
     A node may remember something about each child: a *row*, made by `child` and stored under the child's stable id,
     so that it follows a device that changes team. `watches`: after a reply, `watch` renews the row of that child.
-    `sees`: during a burst the state also holds the rows state["rows"] [R, ...] and ids state["ids"] [R] of the
+    `sees`: during a burst the state also holds the rows `state["rows"]` [R, ...] and ids `state["ids"]` [R] of the
     polled or of all members.
     """
 

@@ -52,7 +52,9 @@ class SweepSettings:
     params: dict[str, Any] = field(default_factory=dict)
     """Config key -> values: `["a", "b"]`, `"float:0.1:0.9"`, `"log:0.001:0.3"`, `"int:1:5"`; with a fourth part the
     step, or the number of points of a logarithmic range."""
+    seeds: tuple[Natural, ...] = ()
+    """Every trial is run with each of these seeds and judged by the mean; none: with run.seed alone."""
     jobs: Natural = 0
-    """Trials at the same time; 0: as many as there are cores. The search is the same for the same number."""
+    """Runs at the same time; 0: as many as there are cores. The search is the same for the same number."""
     prune: bool = False
     """End a trial that is worse than the median of the earlier ones at the same round; needs jobs = 1."""

@@ -1,5 +1,6 @@
 """Whether an algorithm, a model, data and a tree fit together: asked before anything is written."""
 
+import inspect
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from tierfed.data import Federation
 from tierfed.data.drawn import Numbered
 from tierfed.engine.ray_cluster import check_address
 from tierfed.errors import InputError
-from tierfed.models import MODELS, build_model
+from tierfed.models import MODELS, build_model, default_model
 from tierfed.plan import Ids, Plan
 from tierfed.task import Task
 from tierfed.topology import FORMED, Topology
@@ -149,11 +150,10 @@ def check_needs(
             "rows that becomes public, or data.public_path, a file with samples of nobody"
         )
     if algorithm.needs_norms and not all(task.norms for task in tasks):
-        there = [m for m in MODELS if _has_norms(m, federation)]
+        model, remedy = _with_norms(config, federation)
         raise InputError(
-            f"{name} keeps entries of batch norms on the devices, but the model {config.model.name!r} has no batch "
-            f"norm; take one that has (here: {', '.join(there) or 'one of your own'}), or let other entries be private "
-            "(algorithm.private or private_set)"
+            f"{name} keeps entries of batch norms on the devices, but the model {model!r} has no batch norm; {remedy}, "
+            "or let other entries be private (algorithm.private or private_set)"
         )
     if algorithm.needs_held:
         check_held(config, federation)
@@ -269,6 +269,16 @@ def machine_bytes() -> int | None:
     with suppress(ValueError, OSError):
         found.append(int(_GROUP_MEMORY.read_text("ascii")))
     return min(found, default=None)
+
+
+def _with_norms(config: Config, federation: Federation) -> tuple[str, str]:
+    """The network that has no batch norms, and what to do: an option of it, or another one."""
+    auto = config.model.name == "auto" and not config.model.kinds
+    chosen = default_model(federation.shape) if auto else config.model.name
+    if chosen in MODELS and "batch_norm" in inspect.signature(MODELS[chosen].build).parameters:
+        return chosen, "set model.options.batch_norm = true"
+    there = [m for m in MODELS if _has_norms(m, federation)]
+    return chosen, f"take one that has (here: {', '.join(there) or 'one of your own'})"
 
 
 def _has_norms(name: str, federation: Federation) -> bool:

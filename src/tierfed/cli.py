@@ -30,7 +30,7 @@ from tierfed.errors import InputError, nearest
 from tierfed.export_command import export
 from tierfed.folders import default_folder, refuse_existing
 from tierfed.grid import is_grid, is_grid_folder, members, resume_grid, run_grid
-from tierfed.options import Address, Engine, elsewhere, load, numbers, single_run
+from tierfed.options import Address, DataDir, Engine, Json, Sets, elsewhere, load, numbers, single_run
 from tierfed.output import err, facts_table, folded, listing, out, say
 from tierfed.pipeline import personalize as personalize_run
 from tierfed.pipeline import resume as resume_run
@@ -80,13 +80,10 @@ Source = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A TOML file or a preset (quickstart, har, fmnist-shards).")
 ]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or a grid.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key: algorithm.lr=0.05")]
 Algorithms = Annotated[
     list[str] | None, typer.Option("--algorithm", "-a", help="In place of the config's; several: a grid.")
 ]
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="One seed, or several for a grid.")]
-DataDir = Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 def tell_version(wanted: bool) -> None:
@@ -235,7 +232,9 @@ def show(
         return
     out.print(heatmap(first.federation, own=None if first.augmentation is None else first.augmentation.own))
     for name, fact in facts.items():
+        sights = fact.pop("who_sees_what")
         out.print(facts_table(name, fact))
+        listing(f"{name}: who sees what", sights, False)
     if plot is not None:
         out.print(f"plot: {plot}", soft_wrap=True)
 

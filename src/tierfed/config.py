@@ -15,8 +15,10 @@ from tierfed.augment import AugmentSettings
 from tierfed.cost import CostSettings
 from tierfed.data import DataSettings
 from tierfed.deployment import DeploySettings
+from tierfed.dpsgd import DpSgdSettings
 from tierfed.errors import InputError, nearest
 from tierfed.faults import Faults
+from tierfed.links import AttackSettings, LinkSettings
 from tierfed.lookup import near_file
 from tierfed.offload import OffloadSettings
 from tierfed.settings import Count, Natural, NonNegative, build, table
@@ -114,6 +116,9 @@ class EvalSettings:
     """Where only some devices are evaluated: whether the last evaluation is of all of them."""
     post: bool = True
     """Also the personal models after local training, which costs a local training of every device."""
+    labels: bool = True
+    """Also the accuracy of every device on each label, in the last evaluation of a simulation and as long as these are
+    at most 20,000 numbers for a model; deployed devices do not tell it."""
     baseline: str | None = None
     """Folder of a finished local-only run on the same data: gains are measured against it."""
 
@@ -165,6 +170,10 @@ class Config:
     """`name` and hyper-parameters, see `tierfed algorithms`."""
     topology: TopologySettings = field(default_factory=TopologySettings)
     faults: Faults = field(default_factory=Faults)
+    links: dict[str, LinkSettings] = field(default_factory=dict)
+    """[links.NAME]: what happens to replies on one level of links."""
+    attack: AttackSettings = field(default_factory=AttackSettings)
+    dp_sgd: DpSgdSettings = field(default_factory=DpSgdSettings)
     cost: CostSettings = field(default_factory=CostSettings)
     offload: OffloadSettings = field(default_factory=OffloadSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import typer
 
 from tierfed.data import DATASETS
 from tierfed.data.download import resolve
+from tierfed.options import DataDir, Json
 from tierfed.output import err, listing, say
 
 _SMALL_SHM_MIB, _SMALL_DISK_MIB = 256, 1024
@@ -33,8 +34,8 @@ class Finding:
 
 
 def doctor(
-    data_dir: Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
 ) -> None:
     """What is installed and found here, and common mistakes; exit code 1 where something is a problem."""
     findings = list(examine(os.environ, data_dir))

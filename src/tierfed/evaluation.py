@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from tierfed.engine import Engine
 from tierfed.engine.evaluate import Cohort, Each, cohorts, convolves, mixes, same
-from tierfed.metrics import MODELS, Floats, Kind, Scores, per_sample_scores
+from tierfed.metrics import BY_LABEL, MODELS, Floats, Kind, Scores, per_sample_scores
 from tierfed.plan import Plan
 from tierfed.rng import Purpose, sample
 from tierfed.setup import World
@@ -53,6 +53,7 @@ def evaluate(
     post: bool = True,
     chunk: int = 0,
     tell: Callable[[str], None] | None = None,
+    labels: int = 0,
 ) -> Found:
     """Scores of every evaluated model on the test data of some devices; those without test data have none.
 
@@ -61,12 +62,13 @@ def evaluate(
     :param post: also personal_post, which costs a local training of every device
     :param chunk: devices whose models are in memory at once; 0: by the size of the models. Changes no score
     :param tell: is told after two seconds how far it is, and after twice as long each time
+    :param labels: of so many labels also the accuracy of each (`BY_LABEL`); NaN where a device has no test sample of it
     """
     order = _ordered(engine, devices[[len(test[i]) > 0 for i in devices]], test)
     parts: dict[tuple[str, str], list[Scores]] = {}
     began, wait, done = time.monotonic(), _SECONDS, 0
     for cohort in cohorts(engine, order, post, chunk):
-        for key, part in scored(engine, test, kind, cohort):
+        for key, part in scored(engine, test, kind, cohort, labels):
             parts.setdefault(key, []).append(part)
         done += len(cohort.devices)
         if tell is not None and time.monotonic() - began > wait:
@@ -76,10 +78,10 @@ def evaluate(
 
 
 def scored(
-    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort
+    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort, labels: int = 0
 ) -> Iterator[tuple[tuple[str, str], Scores]]:
     """(model, metric) and scores of some of the devices of a cohort at a time."""
-    for ids, name, scores in _scored(engine, test, kind, cohort):
+    for ids, name, scores in _scored(engine, test, kind, cohort, labels):
         for metric, values in scores.items():
             yield (name, metric), Scores(ids, values)
 
@@ -141,7 +143,7 @@ class _Run(NamedTuple):
 
 
 def _scored(
-    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort
+    engine: Engine, test: Sequence[Ints], kind: Kind, cohort: Cohort, labels: int
 ) -> Iterator[tuple[Ints, str, dict[str, Floats]]]:
     """Devices [n], model, metric -> mean over the samples of each device [n]; for some devices at a time."""
     task = engine.task(int(cohort.devices[0]))
@@ -165,13 +167,23 @@ def _scored(
         ]
         sums: list[dict[str, Floats]] = [{} for _ in runs]
         for rows in _samples(engine.plan, [test[i] for i in ids], most):
-            for total, more in zip(sums, _sums(kind, task, rows, runs), strict=True):
+            for total, more in zip(sums, _sums(kind, task, rows, runs, labels), strict=True):
                 for metric, value in more.items():
                     total[metric] = total.get(metric, 0.0) + value
+        held = np.array([_counts(engine.plan, test[i], labels) for i in ids]) if labels else sizes[begin:end, None]
         for run, total in zip(runs, sums, strict=True):
             n = torch.from_numpy(sizes[begin + run.low : begin + run.high]).to(engine.plan.dtype)
+            right = [total.pop(f"{BY_LABEL}{k}") for k in range(labels)]
             means = {k: (torch.from_numpy(v).to(n.dtype) / n).double().numpy() for k, v in total.items()}
+            with np.errstate(invalid="ignore"):
+                shares = [v / held[run.low : run.high, k] for k, v in enumerate(right)]
+            means |= {f"{BY_LABEL}{k}": share for k, share in enumerate(shares)}
             yield ids[run.low : run.high], run.name, means
+
+
+def _counts(plan: Plan, rows: Ints, labels: int) -> Ints:
+    """How many samples of each label [L] are among some rows."""
+    return np.bincount(plan.y[torch.from_numpy(rows).to(plan.y.device)].cpu().numpy(), minlength=labels)
 
 
 def _cuts(sizes: Ints, most: int) -> list[int]:
@@ -213,20 +225,22 @@ def _runs(
                 low = j
 
 
-def _sums(kind: Kind, task: Task, rows: _Rows, runs: list[_Run]) -> list[dict[str, Floats]]:
+def _sums(kind: Kind, task: Task, rows: _Rows, runs: list[_Run], labels: int) -> list[dict[str, Floats]]:
     """Metric -> sum over the samples of each device [n], for every run; what is the same is computed once."""
     out: list[dict[str, Floats]] = []
     for j, run in enumerate(runs):
         before = next((i for i in range(j) if runs[i].like(run)), None)
-        out.append(_sum(kind, task, rows.of(run.low, run.high), run) if before is None else out[before])
+        mine = rows.of(run.low, run.high)
+        out.append(_sum(kind, task, mine, run, labels) if before is None else out[before])
     return out
 
 
-def _sum(kind: Kind, task: Task, rows: _Rows, run: _Run) -> dict[str, Floats]:
+def _sum(kind: Kind, task: Task, rows: _Rows, run: _Run, labels: int) -> dict[str, Floats]:
     """Metric -> sum over the samples of each device [n]."""
     with torch.no_grad():
         out = _outputs(task, run, rows)
         scores = per_sample_scores(out, rows.y, kind, task.loss(out, rows.y))
+        scores |= {f"{BY_LABEL}{k}": scores["accuracy"] * (rows.y == k) for k in range(labels)}
     begin = np.cumsum(rows.sizes) - rows.sizes
     return {k: np.add.reduceat(v.double().cpu().numpy(), begin) for k, v in scores.items()}
 

@@ -17,6 +17,7 @@ from tierfed.algorithms.ifca import IFCA, Clusters
 from tierfed.cost import RoundCost, link_distances
 from tierfed.engine import Engine
 from tierfed.faults import at
+from tierfed.links import NONE
 from tierfed.record import node_name
 from tierfed.rng import Purpose, bits
 from tierfed.setup import World
@@ -81,6 +82,7 @@ def forming(world: World) -> World:
         world,
         config=replace(config, faults=faults),
         algorithm=algorithm,
+        links=NONE,
         plan=replace(world.plan, seed=seed),
         topology=world.topology.flattened(seed),
         clock=replace(world.clock, distances=(distances,)),

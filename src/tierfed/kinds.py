@@ -11,7 +11,7 @@ from torch import nn
 from tierfed.config import KindSettings, ModelSettings
 from tierfed.data import Federation
 from tierfed.errors import InputError, nearest
-from tierfed.models import build_model, check_fit
+from tierfed.models import build_model, check_fit, default_model
 from tierfed.rng import Purpose, generator
 
 Ids = npt.NDArray[np.int64]
@@ -115,10 +115,3 @@ def _network(
         module = build_model(name, shape, outputs, options, seed)
     check_fit(module, shape, outputs, name=name, dtype=None if x.is_floating_point() else x.dtype)
     return module
-
-
-def default_model(shape: tuple[int, ...]) -> str:
-    """A network by the shape of a sample: [channels, length] a CNN, RGB images a LeNet with batch norm, else an MLP."""
-    if len(shape) == 2:
-        return "cnn1d"
-    return "lenet16_bn" if shape == (3, 32, 32) else "mlp" if len(shape) == 1 else "epflu_mlp"

@@ -16,6 +16,16 @@ def near_file(path: Path, suffix: str = "") -> str:
     return _near(path, _beside(path.parent, lambda p: p.is_file() and p.name.endswith(suffix)))
 
 
+def near_folder(path: Path) -> str:
+    """The hint for a folder that is not there, of one beside it; else nothing."""
+    return _near(path, _beside(path.parent, Path.is_dir))
+
+
+def near_module(name: str) -> str:
+    """The hint for a module that cannot be imported, of a file in the working folder; else nothing."""
+    return near_file(Path(f"{name}.py"), ".py").replace(".py'", "'")
+
+
 def near_run(path: Path) -> str:
     """The hint for a run folder that is not there, of one beside it or below runs/; else nothing."""
     here = _beside(path.parent, is_run) or _beside(Path("runs"), is_run)
@@ -51,10 +61,8 @@ def imported(what: str, target: str, wanted: Callable[[Any], bool]) -> Any:
     try:
         module = importlib.import_module(path)
     except ImportError as err:
-        hint = near_file(Path(f"{path}.py"), ".py").replace(".py'", "'")
-        raise InputError(
-            f"{what} {target!r} cannot be imported: {err}{hint or '; check the module path and the name'}"
-        ) from None
+        hint = near_module(path) or "; check the module path and the name"
+        raise InputError(f"{what} {target!r} cannot be imported: {err}{hint}") from None
     try:
         return getattr(module, attribute)
     except AttributeError as err:

@@ -19,6 +19,7 @@ from tierfed.errors import InputError
 from tierfed.evaluation import evaluate
 from tierfed.folders import default_folder, make_folder, read_baseline, read_run, refuse_existing, run_tables
 from tierfed.frames import dataset
+from tierfed.ledger import check_budgets
 from tierfed.metrics import Row, Scores, write_atomic
 from tierfed.result import Progress, Result, Watcher
 from tierfed.selection import BEST, selection
@@ -87,6 +88,7 @@ def run(
     over.check(world)
     baseline = read_baseline(world)
     selection(world)  # what it refuses, it refuses before there is a folder
+    check_budgets(world)
     start = _left(world, data, module) if before is None else left_by(before, world)
     if not folder:
         return _loop(world, MemoryStore(), None, [], [], watch, baseline, start, over)

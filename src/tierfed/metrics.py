@@ -24,6 +24,10 @@ Floats = npt.NDArray[np.float64]
 Kind = Literal["classification", "regression"]
 
 MODELS = ("global", "team", "personal_pre", "personal_post")
+LABELS = "labels.parquet"
+"""The file of accuracies of single labels at the end of a run, in the form of `METRICS`."""
+BY_LABEL = "accuracy/label/"
+"""Before the number of a label: the accuracy of a device on its test samples of that label."""
 STATISTICS = ("weighted", "mean", "std", "p10", "worst")
 
 METRICS = pa.schema(

@@ -10,6 +10,9 @@ from tierfed import config as configs
 from tierfed.config import Config
 from tierfed.errors import InputError
 
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key: algorithm.lr=0.05")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 Engine = Annotated[str | None, typer.Option(help="auto, serial, vectorized or ray.")]
 Address = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster: auto, or that of its head (engine.address).")

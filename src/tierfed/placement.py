@@ -23,8 +23,8 @@ from tierfed.offload import OffloadSettings, SplitTask, bounds, layers_of
 from tierfed.plan import Plan
 from tierfed.task import Task
 from tierfed.topology import Topology
-from tierfed.tree import Tree, nbytes, stack
-from tierfed.wire import payload_bytes
+from tierfed.tree import Tree, nbytes
+from tierfed.wire import payload
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -117,11 +117,6 @@ def dry_visit(engine: Engine, device: int = 0) -> tuple[Tree, Tree, Tree]:
     message, data = message_to(engine, device), engine.plan.one(device, engine.algorithm, 0, 0)
     first = data._replace(rows=data.rows[:, :1], live=data.live[:, :1], seed=data.seed[:, :1])
     return message, *engine.algorithm.device(engine.task(device), message, engine.own(device), first)
-
-
-def size(message: Tree) -> int:
-    """Bytes of payload."""
-    return int(payload_bytes(stack([message]), 1)[0])
 
 
 def measure_layers(task: Task, x: Tensor) -> list[Layer]:
@@ -218,11 +213,11 @@ def placements(on: Bench, settings: OffloadSettings) -> list[Placement]:
         bounds(names, names[0], tail)
     label, samples = label_bytes(on.plan), _work(on)
     none = np.zeros_like(samples)
-    rows = [_placed(on, NOWHERE, "", size(on.message), size(on.reply), 1.0, settings, none, none)]
+    rows = [_placed(on, NOWHERE, "", payload(on.message), payload(on.reply), 1.0, settings, none, none)]
     for cut in can_cut(layers, tail):
         task, ends = SplitTask(on.task, cut, tail), bounds(names, cut, tail)
         down, up = exchange_bytes(layers, ends, label)
-        parts = size(task.crossing(on.message)), size(task.crossing(on.reply))
+        parts = payload(task.crossing(on.message)), payload(task.crossing(on.reply))
         share = share_of_device(layers, ends)
         row = _placed(on, f"cut after {cut}", cut, *parts, share, settings, samples * down, samples * up)
         rows.append(replace(row, floats=layers[ends[0] - 1].floats))

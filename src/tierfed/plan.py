@@ -33,6 +33,7 @@ class Plan:
     batch: int | None = 20
     seed: int = 0
     dtype: torch.dtype = torch.float32  # of the model
+    whole: bool = False  # what does not fill a batch is left out of a pass, which so has no sample twice
 
     @cached_property
     def samples(self) -> Ids:
@@ -55,7 +56,8 @@ class Plan:
 
     def counts(self, devices: Sequence[int] | Ids, algorithm: Algorithm) -> Ids:
         """Steps per pass of some devices [H]."""
-        whole: Ids = -(-self.samples[devices] // self.widths[devices])
+        n, width = self.samples[devices], self.widths[devices]
+        whole: Ids = n // width if self.whole else -(-n // width)
         return whole if algorithm.steps is None else np.full(len(devices), algorithm.steps)
 
     def steps(self, device: int, algorithm: Algorithm) -> int:

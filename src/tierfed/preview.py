@@ -1,6 +1,6 @@
 """What a run would be, before it runs: tree, data, bytes per round, memory."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -10,14 +10,18 @@ from tierfed.choice import visits
 from tierfed.config import EngineSettings, EvalSettings, PersonalizeSettings
 from tierfed.data.dataset import Part
 from tierfed.engine import Engine
+from tierfed.engine.crossing import leave
 from tierfed.formation import forming, pending
+from tierfed.ledger import foreseen
 from tierfed.offload import BEST, SplitTask
-from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements, size
-from tierfed.record import task_summary
+from tierfed.placement import Placement, bench, dry_visit, exchanged_bytes, placements
+from tierfed.record import node_name, task_summary
 from tierfed.report.words import amount, duration
 from tierfed.setup import World, offloaded
+from tierfed.sight import who_sees_what
 from tierfed.store import MemoryStore
 from tierfed.tree import Tree, nbytes
+from tierfed.wire import payload
 
 
 def preview(world: World) -> dict[str, Any]:
@@ -42,6 +46,7 @@ def preview(world: World) -> dict[str, Any]:
         "engine": f"{world.engine_name} on {world.device}, {config.run.dtype}",
         **_computed(world),
         **({} if world.placement is None else {"offload": world.placement}),
+        **({"privacy": spent} if (spent := foreseen(world)) else {}),
         "rounds": config.run.rounds,
         **({"evaluation": _evaluation(config.eval, len(devices))} if config.eval.devices else {}),
         **({"personalization": _personalization(config.personalize)} if config.personalize.mechanism != "none" else {}),
@@ -50,8 +55,10 @@ def preview(world: World) -> dict[str, Any]:
         **({"exchanged_bytes_per_visit": exchanged} if world.config.offload.mode == "split" else {}),
         "device_link_bytes_per_round": round(polled * (sum(sizes.values()) + sum(exchanged.values()))),
         **({"bytes_before_round_1": _before(world)} if world.transfers else {}),
+        **({"attack": _attack(world)} if world.links.attack is not None else {}),
         "private_bytes_per_device": int(each.max()),
         "private_bytes_of_all_devices": int(each.sum()),
+        "who_sees_what": [asdict(row) for row in who_sees_what(world)],
     }
 
 
@@ -74,6 +81,14 @@ def _models(world: World) -> dict[str, Any]:
         f"model {name}": {**task_summary(task), "devices": int((world.kinds == k).sum())}
         for k, (name, task) in enumerate(zip(world.kind_names, world.tasks, strict=True))
     }
+
+
+def _attack(world: World) -> dict[str, Any]:
+    """Who attacks."""
+    attack = world.links.attack
+    assert attack is not None
+    names = sorted(node_name(world, attack.level, i) for i in attack.nodes)
+    return {"kind": attack.kind, "attackers": ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")}
 
 
 def _before(world: World) -> dict[str, int]:
@@ -126,8 +141,10 @@ def _visit(engine: Engine, device: int) -> tuple[dict[str, int], Tree]:
     without what training exchanges.
     """
     message, reply, state = dry_visit(engine, device)
+    # as it would travel: an engine over a store that is thrown away
+    reply = leave(engine, engine.depth, device, message, reply, 1.0, 0)
     task, inside = engine.task(device), engine.topology.colocated[-1:] == (True,)
-    down, up = (0 if inside else size(task.crossing(m)) for m in (message, reply))
+    down, up = (0 if inside else payload(task.crossing(m)) for m in (message, reply))
     return {"down": down, "up": up}, state
 
 

@@ -20,6 +20,11 @@ def scores(progress: Progress) -> str:
     return "  ".join(f"{_SHORT[k]} {v:.3f}{_margin(progress.margins.get(k))}" for k, v in progress.scores.items())
 
 
+def _known(progress: Progress) -> str:
+    """The last evaluation, and the privacy that is spent."""
+    return "  ".join(filter(None, (scores(progress), progress.spent)))
+
+
 def _margin(half: float | None) -> str:
     return "" if half is None else f" ± {half:.3f}"
 
@@ -60,22 +65,28 @@ def watching(console: Console | None = None, quiet: bool = False) -> Iterator[Wa
             def move(p: Progress) -> None:
                 if p.name not in tasks:
                     tasks[p.name] = bars.add_task(p.name, total=p.rounds, scores="", size="")
-                text = (p.doing or scores(p)) + (f"  {p.stopped.partition(':')[0]}" if p.stopped else "")
+                text = (p.doing or _known(p)) + (f"  {p.stopped.partition(':')[0]}" if p.stopped else "")
                 total = p.round if p.stopped else p.rounds
                 bars.update(tasks[p.name], completed=p.round, total=total, scores=text, size=megabytes(p.bytes))
 
             yield move
     else:
 
-        def line(p: Progress) -> None:
-            if p.doing:
-                console.print(f"{p.name}: {p.doing}", soft_wrap=True, highlight=False, markup=False)
-            elif p.evaluated or p.stopped:
-                ended = f"  {p.stopped}" if p.stopped else ""
-                text = f"{p.name}: round {p.round}/{p.rounds}  {scores(p)}  {megabytes(p.bytes)}{ended}"
+        def say(p: Progress) -> None:
+            if text := line(p):
                 console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-        yield line
+        yield say
+
+
+def line(p: Progress) -> str:
+    """What there is to say in one line; empty: nothing."""
+    if p.doing:
+        return f"{p.name}: {p.doing}"
+    if not p.evaluated and not p.stopped:
+        return ""
+    ended = f"  {p.stopped}" if p.stopped else ""
+    return f"{p.name}: round {p.round}/{p.rounds}  {_known(p)}  {megabytes(p.bytes)}{ended}"
 
 
 def _notebook() -> Any:
@@ -91,7 +102,7 @@ def as_html(progress: Iterable[Progress]) -> str:
     rows = [
         f"<tr><th>{html.escape(p.name)}</th>"
         f'<td><progress value="{p.round}" max="{p.round if p.stopped else p.rounds}"></progress> '
-        f"{p.round}/{p.rounds}</td><td>{html.escape(p.doing or p.stopped or scores(p))}</td>"
+        f"{p.round}/{p.rounds}</td><td>{html.escape(p.doing or p.stopped or _known(p))}</td>"
         f"<td>{megabytes(p.bytes)}</td></tr>"
         for p in progress
     ]

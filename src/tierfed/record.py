@@ -1,5 +1,6 @@
 """What a round leaves behind: rows of the metrics and events."""
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +13,7 @@ from tierfed.cost import RoundCost
 from tierfed.data.dataset import evenly
 from tierfed.engine import Engine, RoundLog
 from tierfed.evaluation import Found, Ints, kind
-from tierfed.metrics import Floats, Row, Scores, confidence, gain, higher_is_better, main_metric, summarize
+from tierfed.metrics import BY_LABEL, Floats, Row, Scores, confidence, gain, higher_is_better, main_metric, summarize
 from tierfed.peers import PEER_LINK
 from tierfed.setup import World
 from tierfed.task import Task
@@ -151,6 +152,17 @@ def score_rows(world: World, round_: int, found: Found, drawn: Ints, baseline: S
     return rows
 
 
+def label_rows(world: World, round_: int, found: Found) -> list[Row]:
+    """Takes the accuracies of single labels out of some scores: a row for every device that has the label."""
+    return [
+        Row(round_, "device", world.federation.devices[i], model, "test", metric, value)
+        for model, scores in found.items()
+        for metric in [m for m in scores if m.startswith(BY_LABEL)]
+        for i, value in zip(*(a.tolist() for a in scores.pop(metric)), strict=True)
+        if not math.isnan(value)
+    ]
+
+
 def gain_over(baseline: Scores, scores: Scores, higher: bool) -> Floats | None:
     """How much better each device does that both have scores of; None: there is no such device."""
     _, mine, theirs = np.intersect1d(scores.devices, baseline.devices, assume_unique=True, return_indices=True)
@@ -208,9 +220,9 @@ def numbers(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def device_table(world: World) -> pa.Table:
-    """The table of devices: name, first team, samples, label counts; in a tree with more
-    levels also the nodes above the team, with different models also which one. Of many
-    devices, the labels of some are counted.
+    """The table of devices: name, first team, samples, label counts; in a tree with more levels also the nodes above
+    the team, with different models also which one. Of many devices, the labels of some are counted. The names of the
+    labels are in its metadata.
     """
     f, n = world.federation, len(world.federation)
     most = n if n <= _ALL_COUNTED else _COUNTED
@@ -232,7 +244,7 @@ def device_table(world: World) -> pa.Table:
         columns["above"] = pa.array(paths, pa.list_(pa.string())).take(pa.array(world.topology.parents[-1]))
     if world.kinds is not None:
         columns["model"] = pa.array(world.kind_names, pa.string()).take(pa.array(world.kinds))
-    return pa.table(columns)
+    return pa.table(columns).replace_schema_metadata({"labels": json.dumps(f.classes)})
 
 
 def _above(world: World, team: int) -> list[str]:

@@ -36,6 +36,8 @@ class Progress:
     bytes: int  # on all links so far
     stopped: str = ""
     doing: str = ""  # what goes on between rounds and before round 0, where that takes a while
+    spent: str = ""
+    """Differential privacy spent up to the last evaluation: epsilon of every promise; empty: nothing is promised."""
     margins: dict[str, float] = field(default_factory=dict)
     """Half widths of the 95 % confidence intervals of the scores, where a sample of the devices was evaluated."""
     metrics: dict[str, float] = field(default_factory=dict, repr=False)

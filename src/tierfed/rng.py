@@ -37,6 +37,9 @@ class Purpose(IntEnum):
     KINDS = 14
     EVALUATION = 15
     VALIDATION = 16
+    ATTACK = 17
+    COMPRESS = 18
+    NOISE = 20
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

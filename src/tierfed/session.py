@@ -18,13 +18,15 @@ from tierfed.engine.ahead import prefetch
 from tierfed.engine.beginning import put_parents, with_parents
 from tierfed.evaluation import Found, evaluate, evaluated, kind
 from tierfed.formation import event, form, pending, with_teams
-from tierfed.metrics import Row, Scores, to_table, write_atomic
+from tierfed.ledger import Ledger, said
+from tierfed.metrics import LABELS, Row, Scores, to_table, write_atomic
 from tierfed.record import (
     augment_event,
     cost_rows,
     device_table,
     events,
     headline,
+    label_rows,
     margins,
     numbers,
     score_rows,
@@ -44,6 +46,7 @@ from tierfed.transfers import Transfer, awaited, bursts, roads
 
 BEGUN = "begun"  # the table of the tree that the first round begins with, as `tierfed.engine.base.PARENTS`
 _EXPORT_SECONDS = 10.0
+_MOST_BY_LABEL = 20_000  # accuracies of labels on devices, of each model
 Scorer = Callable[..., Found]
 """Scores of evaluated models, as `tierfed.evaluation.evaluate`."""
 _FREE = ("out", "rounds", "device", "threads", "jobs", "checkpoint_every")  # of [run]: may differ when a run goes on
@@ -86,11 +89,11 @@ class Session:
         self.world, self.engine, self.store, self.path = world, engine, store, path
         self.rows, self.events, self.watch, self.baseline = rows, happened, watch, baseline
         self.start, self.pending = start, list[dict[str, Any]]()
-        self.ties = TieRecord(store)
+        self.ties, self.ledger = TieRecord(store), Ledger(world, store)
         self.exported = time.monotonic()
         self.clock_seconds = float(store.meta.get("clock_seconds", 0.0))
         self.bytes = int(store.meta.get("bytes", 0))
-        self.scores, self.margins = headline(rows), margins(rows)
+        self.scores, self.margins, self.spent = headline(rows), margins(rows), said(self.ledger.spent())
         self.constant: dict[str, Any] = {"fingerprint": fingerprint(world.config), "data": identity}
         if world.engine_name != "serial":
             self.constant["computed"] = {"kernel": world.choice.kernel, "shares": world.choice.shares}
@@ -177,7 +180,8 @@ class Session:
         )
         self._count(cost)
         rows, happened = cost_rows(self.world, number, cost, self.clock_seconds), events(self.world, number, log)
-        stopped = self.engine.stopped()
+        self.ledger.book(log)
+        stopped = self.engine.stopped() or self.ledger.ended()
         last = bool(stopped) or number >= config.run.rounds
         better = False
         if last or number % config.eval.every == 0:
@@ -190,6 +194,7 @@ class Session:
         rows += trace_rows(self.world, self.engine, number, log)
         due = last or number % config.eval.every == 0
         if due:
+            rows += self.ledger.rows(number)
             rows += self._evaluate(number, last)
             happened += self.ties.measure(self.world, self.engine, number)
         if stopped:
@@ -216,8 +221,16 @@ class Session:
     def _evaluate(self, number: int, last: bool) -> list[Row]:
         """Scores and statistics after a round."""
         drawn = evaluated(self.world, number, last)
-        test, post = self.world.federation.test, self.world.config.eval.post
-        found = self.score(self.engine, test, kind(self.world), drawn, post, tell=self._tell)
+        test, settings = self.world.federation.test, self.world.config.eval
+        # which labels a device has is its own business where it is a process of its own
+        labels = len(self.world.federation.classes) if last and settings.labels and self.score is evaluate else 0
+        more = {"labels": labels} if 0 < labels * len(drawn) <= _MOST_BY_LABEL else {}
+        found = self.score(self.engine, test, kind(self.world), drawn, settings.post, tell=self._tell, **more)
+        by_label = label_rows(self.world, number, found)
+        if by_label and self.path is not None:
+            # no numbers of the run: one with more rounds has the same without them, and others in the end
+            with on_disk(self.path):
+                write_atomic(self.path / LABELS, to_table(by_label))
         return score_rows(self.world, number, found, drawn, self.baseline)
 
     def _tell(self, doing: str) -> None:
@@ -238,6 +251,7 @@ class Session:
             bytes=self.bytes,
             stopped=stopped,
             doing=doing,
+            spent=self.spent,
             metrics=numbers(rows),
         )
 
@@ -258,7 +272,7 @@ class Session:
                 self.ties.committed()
                 self.keep_best()
         if evaluated:
-            self.scores, self.margins = headline(rows), margins(rows)
+            self.scores, self.margins, self.spent = headline(rows), margins(rows), said(self.ledger.spent())
         if time.monotonic() - self.exported > _EXPORT_SECONDS:
             self.export()
         if self.watch is not None:

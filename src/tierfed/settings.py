@@ -70,12 +70,15 @@ def _meant(error: Any) -> str:
 def _place(cls: Any, loc: tuple[Any, ...]) -> tuple[tuple[str, ...], Any]:
     """The setting that an error is about, and the dataclass it belongs to; what follows are types and items."""
     path: list[str] = []
+    named = False
     for name in map(str, loc):
         path.append(name)
-        if name.isdigit():  # the place of a table in a list of tables
+        if named or name.isdigit():  # a table by its name, or by its place in a list of tables
+            named = False
             continue
         hint = typing.get_type_hints(cls).get(name)
         inner = next(filter(dataclasses.is_dataclass, _types(hint)), None)
+        named = typing.get_origin(hint) is dict
         if inner is None:
             break
         cls = inner

@@ -35,6 +35,8 @@ from tierfed.engine import ENGINES, Engine, Vectorized
 from tierfed.engine.ray_crew import RayCrew
 from tierfed.errors import InputError
 from tierfed.kinds import Ids, about, labels, networks
+from tierfed.link_checks import check_links, linked
+from tierfed.links import NONE, Links
 from tierfed.offload import BEST, SplitTask, layers_of
 from tierfed.placement import (
     bench,
@@ -47,10 +49,11 @@ from tierfed.placement import (
     share_of_device,
 )
 from tierfed.plan import Plan
-from tierfed.store import MemoryStore, Store
+from tierfed.privacy_checks import guarded
+from tierfed.store import MemoryStore, Records, Store
 from tierfed.task import Task, loss_by_name
 from tierfed.topology import Topology, build_topology
-from tierfed.transfers import Transfer
+from tierfed.transfers import Transfer, public_transfers
 from tierfed.tree import Params, nbytes
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
@@ -78,6 +81,8 @@ class World:
     """What crosses the links once, before round 1."""
     at_end: tuple[Transfer, ...] = ()
     """What crosses them once after the last round."""
+    links: Links = NONE
+    """What happens to replies on their way."""
     edge: Edge | None = None
     """Who computes what, where devices leave work to their edges."""
     placement: dict[str, Any] | None = None
@@ -101,19 +106,24 @@ class World:
         """What different architectures are called; none where all devices have the same."""
         return () if self.kinds is None else labels(self.config.model)
 
+    def parts(self, store: Records) -> dict[str, Any]:
+        """What every engine over this world is made of, by the names of its parameters."""
+        return {
+            "algorithm": self.algorithm,
+            "tasks": self.tasks,
+            "topology": self.topology,
+            "plan": self.plan,
+            "store": store,
+            "faults": self.config.faults,
+            "kinds": self.kinds,
+            "clock": self.clock,
+            "edge": self.edge,
+            "links": self.links,
+        }
+
     def engine(self, store: Store, tell: Tell | None = None) -> Engine:
         """An engine over a store. :param tell: is told what it begins beside this process"""
-        engine = ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name](
-            self.algorithm,
-            self.tasks,
-            self.topology,
-            self.plan,
-            store,
-            faults=self.config.faults,
-            kinds=self.kinds,
-            clock=self.clock,
-            edge=self.edge,
-        )
+        engine = ENGINES["vectorized" if self.engine_name == "ray" else self.engine_name](**self.parts(store))
         if isinstance(engine, Vectorized):
             engine.kernel, engine.chunk, engine.workers = self.choice.kernel, self.choice.chunk, self.choice.workers
             engine.shares = self.choice.shares
@@ -195,7 +205,16 @@ def prepare(
             there = network.to(device=device, dtype=dtype)
             tasks.append(Task(there, loss, config.model.weight_decay, at_cloud, len(federation.classes)))
     batch = None if config.data.batch == "all" else config.data.batch
-    plan = Plan(x=x, y=y, train=train, held=federation.val, batch=batch, seed=seed, dtype=dtype)
+    plan = Plan(
+        x=x,
+        y=y,
+        train=train,
+        held=federation.val,
+        batch=batch,
+        seed=seed,
+        dtype=dtype,
+        whole=config.dp_sgd.clip is not None,
+    )
     check_mixture(config, algorithm, len(tasks))
     check_needs(config, algorithm, tasks, kinds, plan, federation)
     topology = build_topology(config.topology, plan.samples, seed, federation.natural, labels)
@@ -206,6 +225,7 @@ def prepare(
             task.verify(x[at], y[at])
             algorithm.tiers(task, topology.shape)  # what it asks of a model is asked of every one
     check_tree(config, algorithm, tasks[0], topology)
+    links, plan = linked(config, topology, plan, federation.classes, tasks[0].buffers)
     check_personalization(config, algorithm, tasks, kinds, plan, federation, topology)
     clock = Clock.of(topology, config.cost, federation.bits_per_sample, config.faults.deadline_seconds)
     made: dict[str, Params] = {}
@@ -230,8 +250,16 @@ def prepare(
         device=device,
         engine_name="vectorized" if config.engine.name == "auto" else config.engine.name,
         kinds=kinds,
+        links=links,
     )
-    world = world if config.offload.mode == "none" else offloaded(world)
+    return _checked(world, computed, draft, tell)
+
+
+def _checked(world: World, computed: Mapping[str, Any] | None, draft: bool, tell: Tell | None) -> World:
+    """The same with work left to edges, and with a choice of how it is computed."""
+    world = world if world.config.offload.mode == "none" else offloaded(world)
+    check_links(world.config, world.algorithm, lambda a: replace(world, algorithm=a).engine(MemoryStore()))
+    world = replace(world, tasks=guarded(world.config, world.engine(MemoryStore())))
     return world if world.engine_name == "serial" else replace(world, choice=_choice(world, computed, draft, tell))
 
 
@@ -324,16 +352,6 @@ def _cut(world: World, name: str) -> World:
             "a part of it could compute; set offload.mode to 'edge' or 'none', or take another algorithm"
         )
     return world
-
-
-def public_transfers(algorithm: Algorithm, public: Batch | None, federation: Federation) -> tuple[Transfer, ...]:
-    """The public samples on their way to all devices, where the algorithm has them there."""
-    if public is None or not algorithm.public_goes:
-        return ()
-    n, labels = len(public.x), algorithm.public_goes == "labels"
-    each = -(-n * federation.bits_per_sample // 8) + n * labels  # a byte per label
-    down = np.full(len(federation), each, np.int64)
-    return (Transfer(what="public samples", down_bytes=down, up_bytes=0 * down, common=True),)
 
 
 def _whole(x: Tensor, y: Tensor, device: torch.device) -> Batch:

@@ -24,7 +24,7 @@ from tierfed.tree import Tree, nbytes, tmap
 from tierfed.wire import decode, framed
 
 Key = tuple[str, int]
-Records = dict[Key, Tree | None]
+_Some = dict[Key, Tree | None]
 _MAP_BYTES = 1 << 26
 _CACHE_BYTES = 1 << 29
 _AHEAD_BYTES = 1 << 28  # of records that are read before they are wanted
@@ -34,7 +34,7 @@ _PER_RECORD = 600  # of a record in memory beside its numbers
 _SMALLEST_PAGE = 4096
 
 
-class Store(Protocol):
+class Records(Protocol):
     """What an engine needs of a store."""
 
     def get(self, table: str, ident: int) -> Tree | None: ...
@@ -44,6 +44,10 @@ class Store(Protocol):
     def ids(self, table: str) -> list[int]: ...
 
     def prefetch(self, table: str, ids: Iterable[int]) -> None: ...
+
+
+class Store(Records, Protocol):
+    """What a run needs of one: all of a round is kept, or nothing."""
 
     def commit(self, meta: dict[str, Any], log: list[Any]) -> None: ...
 
@@ -103,7 +107,7 @@ class DiskStore:
         self._staged: dict[Key, Tree | None] = {}
         self._cache: OrderedDict[Key, Tree] = OrderedDict()
         self._cached_bytes, self._closed = 0, False
-        self._reader, self._reading, self._ready = ThreadPoolExecutor(1), _done({}), Records()
+        self._reader, self._reading, self._ready = ThreadPoolExecutor(1), _done({}), _Some()
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
@@ -209,9 +213,9 @@ class DiskStore:
         if wanted:
             self._reading = self._reader.submit(self._read_ahead, wanted)
 
-    def _read_ahead(self, keys: list[Key]) -> Records:
+    def _read_ahead(self, keys: list[Key]) -> _Some:
         """The records as they are committed now, as many as there is room for."""
-        out, size = Records(), 0
+        out, size = _Some(), 0
         with explained(self.path), self._env.begin(buffers=True) as txn:
             for key in keys:
                 value = txn.get(_name(key))
@@ -224,7 +228,7 @@ class DiskStore:
     def _decoded(self, key: Key, value: Any) -> Tree:
         return decode(bytes(_checked(self.path, _name(key), value)), self._device)
 
-    def _fetched(self) -> Records:
+    def _fetched(self) -> _Some:
         """What the last prefetch has read; its errors are raised here."""
         found, self._reading = self._reading, _done({})
         return found.result()
@@ -334,9 +338,9 @@ class DiskStore:
             yield json.loads(entry)
 
 
-def _done(records: Records) -> Future[Records]:
+def _done(records: _Some) -> Future[_Some]:
     """Something that was read already."""
-    out = Future[Records]()
+    out = Future[_Some]()
     out.set_result(records)
     return out
 
@@ -373,7 +377,7 @@ def _name(key: Key) -> bytes:
     return f"{key[0]}/{key[1]:012d}".encode()
 
 
-def with_default(store: Store, table: str, ident: int, make: Callable[[], Tree]) -> Tree:
+def with_default(store: Records, table: str, ident: int, make: Callable[[], Tree]) -> Tree:
     """A record, or what it is before its first write: only records that were written exist."""
     found = store.get(table, ident)
     return make() if found is None else found

@@ -5,7 +5,7 @@ alike.
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,8 @@ class Task:
     :param classes: number of classes, where outputs [B, classes] are their logits; 0: a regression, or unknown
     :raises InputError: a batch norm that needs its batch counter (momentum=None), which cannot be averaged
     """
+
+    mapped: ClassVar[bool] = False  # of a subclass: can its gradients be mapped by torch.func.vmap?
 
     def __init__(
         self,

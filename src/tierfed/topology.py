@@ -38,6 +38,9 @@ class TopologySettings:
     participation: Number | Part | tuple[Number | Part, ...] = 1.0
     """Children polled per visit: a share (1.0 = all) or a number (1 = one). One value: devices only; a list: per
     link from the cloud down."""
+    sampling: Literal["fixed", "poisson"] = "fixed"
+    """Of a share: fixed, so many children drawn without replacement; poisson, every child by itself with this
+    probability, so that their number varies: what amplifies differential privacy most."""
     team_rounds: Count | tuple[Count, ...] = 1
     """Visits K of a fog to its children per visit of its parent. One value: the lowest fogs; a list: per level below
     the cloud.
@@ -59,6 +62,7 @@ class Policy:
     weight: str | None = None
     over: str = "active"
     empty: str = "skip"
+    poisson: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,13 +145,31 @@ class Topology:
         return order[start[node] : start[node + 1]]
 
     def poll(self, depth: int, node: int, round_: int, tick: int) -> Ids:
-        """The children that a node polls at this tick: without replacement, ascending."""
+        """The children that a node polls at this tick, ascending: so many without replacement, or each by itself."""
         kids, sample = self.children(depth, node), self.policies[depth].sample
-        k = min(len(kids), sample if isinstance(sample, int) else max(1, round(sample * len(kids))))
+        if self.policies[depth].poisson and sample < 1:
+            return kids[generator(self.seed, Purpose.POLL, depth, node, round_, tick).random(len(kids)) < sample]
+        k = self.drawn(depth, len(kids))
         if k == len(kids):
             return kids
         rng = generator(self.seed, Purpose.POLL, depth, node, round_, tick)
         return kids[np.sort(rng.choice(len(kids), k, replace=False, shuffle=False))]
+
+    def drawn(self, depth: int, children: int) -> int:
+        """How many of so many children a node of a level polls, where their number is fixed."""
+        sample = self.policies[depth].sample
+        return min(children, sample if isinstance(sample, int) else max(1, round(sample * children)))
+
+    def expected(self, depth: int, below: int = 0) -> npt.NDArray[np.float64] | None:
+        """[nodes] how many nodes, so many levels below the children of a depth, are polled in the mean by their
+        ancestors there; none: their number is fixed.
+        """
+        some = self.policies[depth : depth + below + 1]
+        if not any(p.poisson and p.sample < 1 for p in some):
+            return None
+        children = np.arange(self.shape[depth + below + 1])
+        counts = np.bincount(self.ancestor(depth + below + 1, children, depth), minlength=self.nodes[depth])
+        return np.asarray(counts * float(np.prod([p.sample for p in some])), np.float64)
 
     def cohort(self, depth: int, node: int, to: int, round_: int, tick: int) -> Ids:
         """Those polled on level `to` through relays in between: the same ids as if each relay had polled for itself."""
@@ -334,8 +356,14 @@ def _policies(settings: TopologySettings, depth: int) -> tuple[Policy, ...]:
     if depth == 1 and settings.team_rounds not in (1, (1,), ()):
         raise InputError(f"topology.team_rounds = {settings.team_rounds}, but the tree is flat: set topology.fogs")
     weight = None if settings.weighting == "auto" else settings.weighting
+    poisson = settings.sampling == "poisson"
+    if poisson and any(isinstance(s, int) for s in sample):
+        raise InputError(
+            f"topology.participation = {settings.participation} is a number, but topology.sampling = 'poisson' draws "
+            "every child with a probability; give a share, such as 0.1"
+        )
     return tuple(
-        Policy(sample=s, bursts=int(b), weight=weight, over=settings.over, empty=settings.empty)
+        Policy(sample=s, bursts=int(b), weight=weight, over=settings.over, empty=settings.empty, poisson=poisson)
         for s, b in zip(sample, bursts, strict=True)
     )
 

@@ -6,7 +6,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from tierfed.algorithm import Algorithm, Batch
 from tierfed.cost import Burst
+from tierfed.data import Federation
 from tierfed.topology import Topology
 
 Ints = npt.NDArray[np.int64]
@@ -72,3 +74,13 @@ def awaited(found: list[Burst], topology: Topology) -> list[Burst]:
         if len(idle):
             out.append(Burst(depth=depth, tick=0, parents=parents, kids=idle, down_bytes=none, up_bytes=none))
     return out
+
+
+def public_transfers(algorithm: Algorithm, public: Batch | None, federation: Federation) -> tuple[Transfer, ...]:
+    """The public samples on their way to all devices, where the algorithm has them there."""
+    if public is None or not algorithm.public_goes:
+        return ()
+    n, labels = len(public.x), algorithm.public_goes == "labels"
+    each = -(-n * federation.bits_per_sample // 8) + n * labels  # a byte per label
+    down = np.full(len(federation), each, np.int64)
+    return (Transfer(what="public samples", down_bytes=down, up_bytes=0 * down, common=True),)

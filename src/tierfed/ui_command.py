@@ -18,6 +18,10 @@ def ui(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Another name by which browsers call this machine.")
     ] = None,
+    nodes: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Where nodes keep their states, if not below (deploy.folder)."),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the browser.")] = False,
 ) -> None:
     """Look at runs while they go on: curves, tree, faults, nodes. Reads the folder, writes nothing. Ctrl-C ends it."""
@@ -27,7 +31,7 @@ def ui(
         if (err.name or "").partition(".")[0] not in ("starlette", "uvicorn", "plotly", "jinja2", "markupsafe"):
             raise
         raise InputError(f"the live view needs {err.name}, which is not installed; pip install 'tierfed[ui]'") from None
-    server, sock, url = listen(folder, host, port, allow_host or ())
+    server, sock, url = listen(folder, host, port, allow_host or (), nodes or ())
 
     def ready() -> None:
         Console().print(f"live view of {folder}: {url}", soft_wrap=True, markup=False, highlight=False)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_frame
 
 from tierfed.errors import InputError
-from tierfed.tree import Tree, flatten, leaves, unflatten
+from tierfed.tree import Tree, flatten, leaves, stack, unflatten
 
 _NAMES = {
     torch.float64: "F64",
@@ -99,3 +99,8 @@ def payload_bytes(messages: Tree, n: int) -> npt.NDArray[np.int64]:
         else:
             out += sum(t.numel() // n * t.element_size() for t in leaves(part))
     return out
+
+
+def payload(message: Tree) -> int:
+    """Bytes of payload of one message."""
+    return int(payload_bytes(stack([message]), 1)[0])

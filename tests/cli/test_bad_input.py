@@ -349,8 +349,8 @@ def test_usage_errors_exit_with_2(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("-a", "fedbn", "--set", "model.options.batch_norm=false"), "the model 'mlp' has no batch norm; take one"),
-        (("-a", "jobfed", "--set", "model.name=mclr", "--set", "model.options={}"), "has no batch norm"),
+        (("-a", "fedbn", "--set", "model.options.batch_norm=false"), "'mlp' has no batch norm; set model.options."),
+        (("-a", "jobfed", "--set", "model.name=mclr", "--set", "model.options={}"), "no batch norm; take one that has"),
         (("-a", "heurpfedla", "--set", "algorithm.retain=4"), "retain = 4 layers, but the model has 3 (fc1, bn1, fc2)"),
         (("-a", "fedper", "--set", "algorithm.depth=4"), "depth = 4 layers, but the model has 3"),
         (("-a", "finetune", "--set", "algorithm.depth=4", "--set", "algorithm.tune=head"), "depth = 4 layers"),

@@ -27,7 +27,7 @@ def test_run_leaves_a_self_contained_folder(shell: Shell) -> None:
     out = shell.good("run", "toy.toml", "--out", "r")
     folder = shell.folder / "r"
     assert {p.name for p in folder.iterdir()} == {
-        "config.toml", "devices.parquet", "events.jsonl", "metrics.parquet", "report.html", "state",
+        "config.toml", "devices.parquet", "events.jsonl", "labels.parquet", "metrics.parquet", "report.html", "state",
     }  # fmt: skip
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines[:4]] == [f"r: round {i}/3" for i in range(4)]
@@ -46,7 +46,7 @@ def test_report_needs_nothing_from_elsewhere(shell: Shell) -> None:
     assert not (shell.folder / "r" / "report.html").exists()
     shell.good("report", "r", "--out", "page.html")
     page = (shell.folder / "page.html").read_text()
-    assert "fedavg on npz" in page
+    assert "fedavg on toy" in page
     assert not re.search(r"""<(script|img|iframe)[^>]+src=|<link[^>]+href=|@import|url\(["']?http""", page)
 
 

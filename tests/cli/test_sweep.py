@@ -1,6 +1,7 @@
 """`tierfed sweep`: what is tried, what is found, and that a kill does not change it."""
 
 import json
+import statistics
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from cli.test_commands import told
 from tierfed.metrics import Row
 from tierfed.objective import parse
 from tierfed.report import summary
+from tierfed.report.search import search as search_charts
 from tierfed.sweep.space import grid, space, values
 
 SHORT = ("--rounds", "1", "--no-report")
@@ -38,6 +40,30 @@ def test_a_grid_of_all_combinations(shell: Shell) -> None:
     again = told(shell.good("run", found["config"], "--out", "again", "--no-report", "--json"))
     assert again["models"]["personal_pre"]["weighted"] == pytest.approx(found["best"]["value"])
     assert set(summary(shell.folder / "runs" / "sweep-toy")["runs"]) == {f"trial-00{i}" for i in range(4)}
+
+
+def test_several_seeds(shell: Shell) -> None:
+    """A trial is a run for each seed, judged by their mean; a report draws it, and best.toml repeats it."""
+    search = ("sweep", "toy.toml", "--method", "grid", "--param", "algorithm.lr=0.001,0.5", "--seeds", "3,5")
+    found = told(shell.good(*search, "--jobs", "1", "--rounds", "1", "--set", "eval.labels=false", "--json"))
+    folder = shell.folder / "runs" / "sweep-toy"
+    for t in found["trials"]:
+        assert t["value"] == pytest.approx(sum(t["values"]) / 2)
+        for seed, value in zip((3, 5), t["values"], strict=True):
+            one = told(shell.good("report", f"runs/sweep-toy/{t['name']}-s{seed}", "--json"))
+            assert one["models"]["personal_pre"]["weighted"] == pytest.approx(value)
+    best = tomllib.loads((shell.folder / found["config"]).read_text())
+    assert (best["grid"]["seeds"], best["run"]["seed"]) == ([3, 5], 3)
+    text = (folder / "report.html").read_text("utf-8")
+    assert "<h2>Search</h2>" in text
+    first, _ = search_charts(folder, "personal_pre")
+    assert first.figure["data"][0]["error_y"]["array"] == pytest.approx(
+        [statistics.stdev(t["values"]) for t in sorted(found["trials"], key=lambda t: t["name"])], rel=1e-4
+    )
+    assert "each seed once" in shell.bad("sweep", "toy.toml", *LR, "--seeds", "1,1")
+    assert "sweep.seeds to one of them" in shell.bad(
+        "sweep", "toy.toml", *LR, "--seeds", "1,2", "--prune", "--jobs", "1"
+    )
 
 
 def test_killed_and_gone_on_with_it_is_the_same_search(shell: Shell) -> None:

@@ -139,6 +139,7 @@ class Run:
         self.folder, self.config, self.tiers = folder, wanted, dict(tiers)
         self.processes: dict[tuple[str, ...], Process] = {}
         self.past: list[Process] = []
+        self.access = ["--insecure"]
         self.env: dict[str, str] = environment()
         (folder / CONFIG).write_text(to_toml(wanted))
 
@@ -146,7 +147,7 @@ class Run:
         """One process with a node, or several devices. :param code: as of `Process`"""
         tier = self.tiers[names[0]]
         named = [] if tier == "cloud" else [a for name in names for a in ("--name", name)]
-        process = Process([tier, CONFIG, *named, "--insecure", *more], self.folder, self.env, code)
+        process = Process([tier, CONFIG, *named, *self.access, *more], self.folder, self.env, code)
         if names in self.processes:
             self.past.append(self.processes[names])
         self.processes[names] = process

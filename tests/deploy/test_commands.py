@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.shell import Shell
+from deploy.drills import SECONDS
 from deploy.harness import config, distance, simulated
 from deploy.processes import CONFIG, RUN, Process, Run, free_ports
 from tierfed.config import to_toml
@@ -51,9 +52,17 @@ def test_health(tmp_path: Path, shell: Shell) -> None:
     write(folder, status)
     found = json.loads(shell.good("health", "toy.toml", "--name", "fog-0", "--out", "r", "--json"))
     assert (found["round"], found["trouble"]) == (3, "")
+    assert 0 <= found["age_seconds"] < SECONDS
+    assert "at" not in found
+    assert str(status.at)[:8] not in shell.good("health", "toy.toml", "--name", "fog-0", "--out", "r")
+    write(folder, replace(status, at=status.at - 100))
+    silent = shell("health", "toy.toml", "--name", "fog-0", "--out", "r")
+    assert (silent.code, "it is not at work" in silent.out) == (1, True)
+    assert json.loads(shell("health", "toy.toml", "--name", "fog-0", "--out", "r", "--json").out)["age_seconds"] >= 100
     assert trouble(status, status.at + 60).startswith("it is not at work")
     write(folder, replace(status, joined=False))
     assert shell("health", "toy.toml", "--name", "fog-0", "--out", "r").code == 1
+    assert "did you mean 'fog-0'?" in shell.bad("health", "toy.toml", "--name", "fogg-0", "--out", "r")
     (folder / FILE).write_text("[]")
     with pytest.raises(InputError, match="is damaged"):
         read(folder, "fog-0")

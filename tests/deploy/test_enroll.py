@@ -64,7 +64,7 @@ def test_a_new_device_joins(authority: Authority, served: Served, tmp_path: Path
     assert "PRIVATE" not in text
     done = enroll.request(read_token(text), served.address, tmp_path / "dan")
     assert (done.identity.name, done.identity.parent) == ("dan", "fog-0")
-    assert sorted(p.name for p in done.folder.iterdir()) == ["ca.pem", NODE]
+    assert sorted(p.name for p in done.folder.iterdir()) == ["ca.pem", CRL, NODE]
     assert os.name != "posix" or (done.folder / NODE).stat().st_mode & 0o777 == 0o600
     assert served.told == [t for t in served.told if t.startswith("enrolled device 'dan' at ipv4:127.0.0.1:")]
     with parent(load_credentials(authority.node_folder("fog-0"))) as fog:

@@ -28,7 +28,28 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "demlearn": {"algorithm": {"name": "demlearn"}, "topology": {**MIXED, "participation": 1.0}},
     "scaffold, lossy": {"algorithm": {"name": "scaffold"}, "topology": MIXED, "faults": LOSSY},
     "fedavg, flat": {"algorithm": {"name": "fedavg"}, "topology": {"fogs": 0, "teams": "auto", "team_rounds": 1}},
+    "fedavg, compressed": {
+        "algorithm": {"name": "fedavg"},
+        "links": {
+            "fog-device": {"compress": {"kind": "topk", "ratio": 0.2, "bits": 8}},
+            "cloud-fog": {"compress": {"kind": "randomk", "ratio": 0.5}, "reduce": {"rule": "median"}},
+        },
+        "attack": {"kind": "noise", "attackers": 1},
+    },
+    "scaffold, compressed, lossy": {
+        "algorithm": {"name": "scaffold"},
+        "topology": MIXED,
+        "faults": LOSSY,
+        "links": {"all": {"compress": {"kind": "topk", "ratio": 0.3}}},
+    },
     "fmtl, lossy": {"algorithm": {"name": "fmtl"}, "topology": MIXED, "faults": LOSSY},
+    "fedavg, clipped": {
+        "algorithm": {"name": "fedavg"},
+        "topology": {"weighting": "devices"},
+        "links": {
+            "fog-device": {"privacy": {"clip": 0.01, "noise_multiplier": 0.0, "adaptive": {"quantile": 0.5}}},
+        },
+    },
 }
 
 
@@ -49,6 +70,19 @@ def test_as_in_simulation(name: str, tmp_path: Path) -> None:
         for way in ("up",) if lossy else ("down", "up"):
             counted = sum(r.value for r in simulation.rows if (r.node, r.metric) == (link, f"{way}_bytes"))
             assert deployed.sent.get((depth, way), 0) == counted, (link, way)
+
+
+def test_noise_is_another_one_than_in_simulation_and_costs_the_same(tmp_path: Path) -> None:
+    """Deployed noise is drawn by the system; nobody can repeat it."""
+    private = {"clip": 0.1, "noise_multiplier": 1.0}
+    links = {"fog-device": {"privacy": private}, "cloud-fog": {"privacy": {**private, "noise_at": "child"}}}
+    wanted = config(tmp_path, {"name": "hierfavg"}, topology={"weighting": "devices", "team_rounds": 1}, links=links)
+    simulation, models = simulated(wanted)
+    deployed = deploy(wanted)
+    assert distance(deployed.kept, models) > 1e-3
+    spent = [[r for r in rows if r.metric.startswith("epsilon")] for rows in (simulation.rows, deployed.result.rows)]
+    assert spent[0] == spent[1]
+    assert {r.metric for r in spent[0]} == {"epsilon_device", "epsilon_fog"}
 
 
 def test_private_states_stay_at_the_devices(tmp_path: Path) -> None:

@@ -125,6 +125,24 @@ def test_a_state_is_of_one_run(store: Any) -> None:
         Journal(store).adopt("two")
 
 
+def test_what_has_begun_anew_stays_so_until_a_round_is_committed(store: Any) -> None:
+    """A parent that begins its round again counts on what was lost, also after it has counted on what there is."""
+    lost = Lineage(digest("lost"))
+    Journal(store, anew=True)  # killed before its first visit
+    journal = Journal(store)
+    assert journal.untold(journal.find(lost, 3))
+    one, _ = visit(journal, 3, lost, digest("tree"))
+    visit(journal, 3, Lineage(one), digest("a"))
+    journal = Journal(store)
+    assert not journal.untold(journal.find(Lineage(one), 3))
+    assert journal.untold(journal.find(lost, 3))
+    assert visit(journal, 3, lost, digest("tree")) == (one, 1.0)
+    assert visit(journal, 3, Lineage(one), digest("b"))[1] == 2.0
+    visit(journal, 4, Lineage(one), digest("c"))
+    with pytest.raises(InputError, match="counts on state"):
+        Journal(store).find(lost, 4)
+
+
 @pytest.mark.parametrize("lineage", [Lineage(), Lineage(None), Lineage(digest("a"), (digest("b"),) * 3, False)])
 def test_lineages_are_records(lineage: Lineage) -> None:
     assert from_tree(as_tree(lineage)) == lineage

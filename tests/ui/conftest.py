@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,12 @@ CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Path], str]]:
-    """Serves a folder on a free port of this machine: folder -> address."""
+def serve() -> Iterator[Callable[..., str]]:
+    """Serves a folder on a free port of this machine: folder -> address. Further arguments are those of `listen`."""
     running = []
 
-    def begin(root: Path) -> str:
-        listening = listen(root)
+    def begin(root: Path, **more: Any) -> str:
+        listening = listen(root, **more)
         thread = threading.Thread(target=listening.server.run, kwargs={"sockets": [listening.sock]})
         thread.start()
         running.append((listening, thread))

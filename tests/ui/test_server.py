@@ -107,25 +107,25 @@ class TestHealth:
 
     def test_by_hand(self, runs: Path) -> None:
         run, nodes = runs / "mine", runs / "mine.nodes"
-        assert health(run, runs) == []
+        assert health(run, [runs]) == []
         self.status(run, "cloud", 100.0)
         self.status(nodes / "a", "fog-0", 100.0, joined=False)
         self.status(nodes / "b", "d1", 80.0, children=[0, 0])
         self.status(nodes / "c", "d2", 10.0, over=True)
         (nodes / "d").mkdir()
         (nodes / "d" / "status.json").write_text("half of")
-        got = [(n["node"], n["state"], n["children"], n["seen_seconds"]) for n in health(run, runs, now=101.0)]
+        got = [(n["node"], n["state"], n["children"], n["seen_seconds"]) for n in health(run, [runs], now=101.0)]
         assert got == [
             ("cloud", "at work", "2 of 3", 1.0),
-            ("d1", "silent", "", 21.0),
             ("fog-0", "not connected", "2 of 3", 1.0),
+            ("d1", "silent", "", 21.0),
             ("d2", "over", "2 of 3", 91.0),
         ]
 
     def test_nothing_outside_is_read(self, runs: Path) -> None:
         self.status(runs.parent / "elsewhere", "cloud", 100.0)
         (runs / "mine.nodes").symlink_to(runs.parent)
-        assert health(runs / "mine", runs) == []
+        assert health(runs / "mine", [runs]) == []
 
 
 class TestServer:
@@ -208,8 +208,12 @@ class TestServer:
                 listen(runs, port=port)
         finally:
             first.sock.close()
-        with pytest.raises(InputError, match="is no folder"):
-            listen(runs / "nowhere")
+        with pytest.raises(InputError, match=r"is no folder.*; give its path"):
+            listen(runs / "zzz")
+        with pytest.raises(InputError, match=r"did you mean '.*/runs'"):
+            listen(runs.with_name("rnus"))
+        with pytest.raises(InputError, match="nodes keep their states"):
+            listen(runs, nodes=[runs / "zzz"])
 
 
 class TestCommand:

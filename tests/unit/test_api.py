@@ -204,7 +204,7 @@ def test_a_data_set_is_taken_as_it_is() -> None:
             {"algorithm": {"name": "jobfed", "private_set": "none"}, "data": {"split": {"val": 0}}},
             "held-out local data",
         ),
-        ({"algorithm": {"name": "jobfed"}}, "has no batch norm; take one that has"),
+        ({"algorithm": {"name": "jobfed"}}, "the model 'mlp' has no batch norm; set model.options.batch_norm = true"),
     ],
 )
 def test_bad_input_raises(changes: dict[str, Any], message: str) -> None:

@@ -342,3 +342,10 @@ def test_check_fit_can_send_tokens() -> None:
     check_fit(module, (5,), 9, dtype=torch.int64)
     with pytest.raises(InputError, match="got RuntimeError"):
         check_fit(module, (5,), 9)
+
+
+def test_the_nearest_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_model.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="No module named 'mymodel'; did you mean 'my_model'"):
+        build_model("mymodel:Net", (3,), 2, {}, 0)

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tierfed.metrics import Row, to_table
-from tierfed.report import forest, spread
+from tierfed.report import forest, spread, write_report
 from tierfed.report.grid import member_of
+from tierfed.report.labels import accuracies, by_label
 from tierfed.report.load import RunFolder
-from unit.test_report import rewrite, write_grid, write_run
+from unit.test_report import page, rewrite, write_grid, write_run
 
 NAMES = [f"d{i}" for i in range(12)]
 
@@ -160,3 +161,24 @@ def test_a_run_without_scores_has_no_such_charts(tmp_path):
     pq.write_table(to_table([]), run.path / "metrics.parquet")
     run = RunFolder.read(run.path)
     assert (forest.tree(run), spread.ranked(run), spread.gained(member_of(run))) == (None, None, None)
+
+
+def test_labels_and_devices(tmp_path: Path) -> None:
+    """d0 has two of three labels: 3 of 4 answers right on the one, none on the other; d1 has the third alone."""
+    folder = write_run(tmp_path / "run", "fedavg", devices=2, teams=0, rounds=1)
+    rows = [("d0", 0, 0.75), ("d0", 2, 0.0), ("d1", 1, 1.0)]
+    more = to_table(Row(1, "device", n, "personal_post", "test", f"accuracy/label/{k}", v) for n, k, v in rows)
+    pq.write_table(more, folder / "labels.parquet")
+    table = pq.read_table(folder / "devices.parquet")
+    names = {"labels": json.dumps(["ok", "worn", "<b>broken</b>"])}
+    pq.write_table(table.replace_schema_metadata(names), folder / "devices.parquet")
+    run = RunFolder.read(folder)
+    found = by_label(run, "personal_post")
+    assert np.array_equal(found, [[0.75, np.nan, 0.0], [np.nan, 1.0, np.nan]], equal_nan=True)
+    (chart,) = accuracies(run)  # nothing was measured of the global model
+    heat = chart.figure["data"][0]
+    assert heat["z"] == [[0.75, None], [None, 1.0], [0.0, None]]
+    assert heat["y"][:3] == ["ok", "worn", "&lt;b&gt;broken&lt;/b&gt;"]
+    assert chart.data.rows[0] == ["d0", "75.0 %", "–", "0.0 %"]
+    assert "label <b>broken</b>, 0.0 % on average" in chart.alt
+    assert "Accuracy on each label" in page(write_report(folder)).text

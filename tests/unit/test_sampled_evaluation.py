@@ -25,6 +25,7 @@ from tierfed.progress import scores as told
 from tierfed.record import gain_over, headline, margins, score_rows
 from tierfed.report import summary, summary_table, write_report
 from tierfed.report.grid import GridFolder, gains
+from tierfed.report.labels import by_label
 from tierfed.report.load import RunFolder
 from tierfed.rng import sample
 from tierfed.setup import prepare
@@ -334,3 +335,26 @@ def test_comparisons_of_samples(tmp_path: Path) -> None:
 def test_show_says_who_is_evaluated() -> None:
     assert preview(world_of(3))["evaluation"] == "3 of 8 devices, drawn anew every round"
     assert "evaluation" not in preview(world_of(0))
+
+
+def test_accuracies_of_labels_add_up(tmp_path: Path) -> None:
+    """Weighted by the test samples of each label they are the accuracy of the device; both engines say the same."""
+    said = {}
+    for kind in ("serial", "vectorized"):
+        out = {"rounds": 1, "threads": 1, "out": str(tmp_path / kind)}
+        result = tierfed.run(config(0, run=out, engine={"name": kind}), data=toy())
+        federation = result.world.federation
+        values = {
+            (r.node, r.model): r.value for r in result.rows if (r.round, r.tier, r.metric) == (1, "device", "accuracy")
+        }
+        found = {m: by_label(RunFolder.read(tmp_path / kind), m) for m in ("global", "personal_pre", "personal_post")}
+        counts = federation.label_counts("test")
+        for model, shares in found.items():
+            assert np.array_equal(np.isnan(shares), counts == 0)
+            right = (np.nan_to_num(shares) * counts).sum(1) / counts.sum(1)
+            assert right == pytest.approx([values[name, model] for name in federation.devices], abs=1e-4)
+        said[kind] = found
+    for model, shares in said["serial"].items():
+        assert np.array_equal(shares, said["vectorized"][model], equal_nan=True)
+    tierfed.run(config(0, run={"rounds": 1, "out": str(tmp_path / "no")}, eval={"labels": False}), data=toy())
+    assert not (tmp_path / "no" / "labels.parquet").exists()

@@ -18,8 +18,8 @@ from tierfed.engine.ahead import coming
 from tierfed.errors import InputError
 from tierfed.preview import preview
 from tierfed.record import device_table
-from tierfed.report.charts import holdings_of
 from tierfed.report.holdings import devices_of
+from tierfed.report.labels import holdings_of
 from tierfed.report.load import MAX_DEVICES, _devices
 from tierfed.setup import World, prepare
 from tierfed.store import DiskStore, MemoryStore

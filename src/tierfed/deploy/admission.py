@@ -1,31 +1,43 @@
-"""Who may join a node. TLS has said that the peer holds the key of a certificate of the same CA; the rest is here."""
+"""Who may join a node, and whom a node believes to be its parent. TLS has said that the peer holds the key of a
+certificate of the same CA; the rest is here.
 
+TLS of gRPC does not ask a child whether the certificate of its parent was revoked, nor does it say whose it is. So a
+welcome brings the newest revocation list and the parent's certificate, and is signed for this child alone. Lists are
+signed by the CA: whoever hands one on can hold it back, and cannot change it; a child keeps the newest one.
+"""
+
+import json
 import logging
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 
 from tierfed.deploy import certificates, files
-from tierfed.deploy.identity import CRL, Credentials, Identity
-from tierfed.deploy.names import ROAMING
+from tierfed.deploy.frame import Header
+from tierfed.deploy.identity import CRL, NODE, Credentials, Identity, identity_of, load_credentials
+from tierfed.deploy.logs import event
+from tierfed.deploy.names import CLOUD, ROAMING
 from tierfed.errors import InputError, nearest
 
 SKEW = timedelta(hours=1)
 """So much later than a certificate's end its open connections are cut: the clock here may be ahead."""
 CHILDREN = ("fog", "device")
+_REMEDY = "copy it from the folder of the CA"
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revocations:
-    """A signed list. :param number: a newer list has a higher one"""
+    """A signed list. :param number: a newer list has a higher one; :param pem: as the CA has written it"""
 
-    number: int = 0
-    serials: frozenset[int] = frozenset()
+    number: int
+    serials: frozenset[int]
+    pem: bytes = field(repr=False)
 
 
 def read_revocations(path: Path, ca: bytes) -> Revocations:
@@ -34,18 +46,20 @@ def read_revocations(path: Path, ca: bytes) -> Revocations:
     :param ca: certificate of the CA, PEM
     :raises InputError: it is missing or damaged, or the CA has not signed it
     """
-    remedy = "copy it from the folder of the CA"
-    content = files.read(path, "the list of revoked certificates", remedy)
+    return _revocations(files.read(path, "the list of revoked certificates", _REMEDY), path, ca)
+
+
+def _revocations(content: bytes, where: object, ca: bytes) -> Revocations:
     try:
         found = x509.load_pem_x509_crl(content)
         authority = certificates.read_certificate(ca, "the certificate of the CA").public_key()
         genuine = found.is_signature_valid(authority)  # type: ignore[arg-type]  # keys here are on P-256
         number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except certificates.MALFORMED:
-        raise InputError(f"{path} holds no revocation list that can be read; {remedy}") from None
+        raise InputError(f"{where} holds no revocation list that can be read; {_REMEDY}") from None
     if not genuine:
-        raise InputError(f"the revocation list {path} is not signed by the CA of this node; {remedy}")
-    return Revocations(number=number, serials=frozenset(one.serial_number for one in found))
+        raise InputError(f"the revocation list {where} is not signed by the CA of this node; {_REMEDY}")
+    return Revocations(number=number, serials=frozenset(one.serial_number for one in found), pem=content)
 
 
 def admit(
@@ -91,10 +105,11 @@ def _about_place(peer: Identity, here: Identity, tiers: Collection[str], childre
 
 
 class Gate:
-    """`admit` with the revocation list of this node's folder, which is read again when the file changes.
+    """`admit` with the revocation list of this node's folder, which is read again when the file changes; and the same
+    for its parent. For use from several threads.
 
-    A list that cannot be read, is forged, or is older than the one that is known changes nothing but the log. For use
-    from several threads. Ask again for peers whose connection is open: a certificate may have been revoked since.
+    A list that cannot be read, is forged, or is older than the one that is known changes nothing but the log. Ask again
+    for peers whose connection is open: a certificate may have been revoked since.
 
     :param clock: the time, UTC
     :raises InputError: there is no list to begin with, or it is damaged or forged
@@ -104,8 +119,9 @@ class Gate:
         self._path, self._ca, self._here = credentials.folder / CRL, credentials.ca, credentials.identity
         self._clock, self._lock = clock, threading.Lock()
         self._seen = files.state(self._path)
-        device = self._here.tier == "device"  # nobody joins it, and it is given no list
-        self._known = Revocations() if device else read_revocations(self._path, self._ca)
+        self._known = read_revocations(self._path, self._ca)
+        self._shown, self._shown_at = credentials, files.state(credentials.folder / NODE)
+        self._parent: Identity | None = None
 
     def revocations(self) -> Revocations:
         """The newest list that was seen."""
@@ -144,3 +160,84 @@ class Gate:
             tiers=tiers,
             children=children,
         )
+
+    # what a parent says
+
+    def news(self) -> Header:
+        """The newest list, for children."""
+        known = self.revocations()
+        return {"number": known.number, "list": known.pem.decode("ascii")}
+
+    def welcome(self, hello: Header) -> Header:
+        """What a child that is let in is shown. :param hello: of the child"""
+        shown = self._renewed()
+        key = certificates.read_key(shown.private, shown.folder / NODE)
+        signed = certificates.signature(key, _vow(str(hello.get("nonce")), str(hello.get("name"))))
+        return {**self.news(), "certificate": shown.certificate.decode("ascii"), "signature": signed.hex()}
+
+    def _renewed(self) -> Credentials:
+        """The credentials of this node, new ones as soon as they are there."""
+        with self._lock:
+            if (state := files.state(self._shown.folder / NODE)) != self._shown_at:
+                self._shown_at = state
+                with suppress(InputError):  # TLS has said why they are not used
+                    self._shown = load_credentials(self._shown.folder)
+            return self._shown
+
+    # what a child makes of it
+
+    def learn(self, news: Header) -> None:
+        """Keeps a list of the parent that is newer than the one that is known."""
+        before = self.revocations().number
+        try:
+            found = _revocations(str(news.get("list")).encode(), "of the parent", self._ca)
+        except InputError as e:
+            _LOG.warning("the revocation list that is here stays in use: %s", e)
+            return
+        if found.number <= before:
+            return
+        with self._lock:
+            self._known = found
+            try:
+                files.write(self._path, found.pem)
+            except InputError as e:
+                _LOG.warning("revocation list %d is known until this process ends: %s", found.number, e)
+            self._seen = files.state(self._path)
+        about = event("revocations", node=self._here.name)
+        _LOG.info("%s: got revocation list %d from its parent", self._here.name, found.number, extra=about)
+
+    def doubts(self, welcome: Header, nonce: str) -> str:
+        """Why whoever welcomes this node is not its parent, in one line; empty: it is.
+
+        :param nonce: what this node has said in its hello, and never before
+        """
+        self.learn(welcome)
+        try:
+            shown = certificates.read_certificate(str(welcome.get("certificate")).encode(), "the welcome of the parent")
+            self._parent, signed = identity_of(shown), bytes.fromhex(str(welcome.get("signature")))
+        except (InputError, ValueError) as e:
+            return f"no certificate: {e}"
+        authority = certificates.read_certificate(self._ca, "the certificate of the CA")
+        if not certificates.signed_by(shown, authority):
+            return "wrong CA: its certificate is not signed by the CA of this node"
+        if not certificates.is_signature(signed, _vow(nonce, self._here.name), shown):
+            return f"wrong key: it shows the certificate of {self._parent}, and does not have its key"
+        if not _may_be_parent(self._here.parent, self._parent):
+            return f"wrong parent: {self._here} was issued for {self._here.parent!r}, this is {self._parent}"
+        return self.trouble()
+
+    def trouble(self) -> str:
+        """Why the parent that has welcomed this node is believed no more; empty: it is."""
+        if self._parent is None:
+            return ""
+        return _about_certificate(self._parent, "", self.revocations().serials, self._clock())
+
+
+def _may_be_parent(wanted: str, peer: Identity) -> bool:
+    tier = "cloud" if wanted == CLOUD else "fog"
+    return peer.tier == tier and wanted in (peer.name, ROAMING)
+
+
+def _vow(nonce: str, child: str) -> bytes:
+    """What a parent signs: nobody can use it at another connection, or for another child."""
+    return b"tierfed welcome " + json.dumps([nonce, child]).encode()

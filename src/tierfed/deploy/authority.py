@@ -4,7 +4,7 @@ ca.key         private key of the CA, mode 0600; whoever has it can make any nod
 ca.pem         certificate of the CA
 crl.pem        signed list of revoked certificates
 ledger.sqlite  every certificate by serial, and enrollment tokens as hashes, mode 0600
-nodes/NAME/    what a node needs: node.pem (0600), ca.pem, and crl.pem but for devices
+nodes/NAME/    what a node needs: node.pem (0600), ca.pem, crl.pem
 """
 
 from collections.abc import Sequence
@@ -106,8 +106,7 @@ def issue(
             folder = authority.node_folder(node.name)
             files.make_folder(folder)
             files.write(folder / CA, certificates.pem(authority.certificate))
-            if node.tier != "device":  # it has no children that could be revoked
-                files.write(folder / CRL, files.read(authority.folder / CRL, "the revocation list", "restore it"))
+            files.write(folder / CRL, files.read(authority.folder / CRL, "the revocation list", "restore it"))
             made[folder] = certificates.key_pem(key) + certificates.pem(signed)
     for folder, content in made.items():  # now that they are in the ledger: what is not there cannot be revoked
         files.write(folder / NODE, content, private=True)
@@ -162,7 +161,7 @@ def check_place(book: Ledger, node: Node, now: datetime) -> None:
 
 
 def revoke(authority: Authority, names: Sequence[str], now: datetime | None = None) -> list[Record]:
-    """Ends all certificates of some nodes, and gives the new list to the parents whose folders are here.
+    """Ends all certificates of some nodes, and gives the new list to the nodes whose folders are here.
 
     :returns: those that were valid until now
     :raises InputError: nothing was ever issued under such a name; then nothing is revoked

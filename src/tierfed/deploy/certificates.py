@@ -186,6 +186,23 @@ def signing_request(key: Key, tier: str, name: str, parent: str) -> x509.Certifi
     return builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
 
 
+def signature(key: Key, content: bytes) -> bytes:
+    """ECDSA with SHA-256."""
+    return key.sign(content, ec.ECDSA(hashes.SHA256()))
+
+
+def is_signature(signed: bytes, content: bytes, certificate: x509.Certificate) -> bool:
+    """Whether whoever has the key of a certificate has signed a text."""
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    try:
+        key.verify(signed, content, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
 def uris(value: x509.Certificate | x509.CertificateSigningRequest) -> list[str]:
     """The URIs among the alternative names."""
     try:

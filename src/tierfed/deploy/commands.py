@@ -1,12 +1,14 @@
 """`tierfed cloud`, `fog`, `device`, `up` and `health`: a run as processes."""
 
 import importlib.util
+import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -15,8 +17,8 @@ import torch
 import typer
 
 from tierfed.config import Config, to_toml
-from tierfed.deploy.joining import address, check_local, run_folder, state_folder
-from tierfed.deploy.logs import begin_log
+from tierfed.deploy.joining import address, check_local, find, run_folder, state_folder
+from tierfed.deploy.logs import event, logged
 from tierfed.deploy.names import CLOUD, folder_name, tree_nodes
 from tierfed.deploy.process import AtWork, Cloud, Nodes, begin_node, world_of
 from tierfed.deploy.status import Beat, metrics, read, serve_metrics, trouble, write
@@ -24,9 +26,10 @@ from tierfed.deploy.up import Crew, environment, parts
 from tierfed.deploy.up import run as run_all
 from tierfed.errors import InputError
 from tierfed.metrics import write_atomic
-from tierfed.options import load
+from tierfed.options import DataDir, Json, Sets, load
 from tierfed.output import err, listing, out, say
-from tierfed.progress import watching
+from tierfed.progress import line, watching
+from tierfed.result import Progress, Watcher
 from tierfed.session import on_disk
 from tierfed.setup import World, threads
 
@@ -34,8 +37,6 @@ if TYPE_CHECKING:
     from tierfed.deploy.secure import Network
 
 Source = Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file or a preset; the same for all nodes.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key.")]
-DataDir = Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run folder (run.out).")]
 Keys = Annotated[
     Path | None, typer.Option("--keys", metavar="FOLDER", help="Certificate of the node; keys/nodes/NAME by default.")
@@ -44,8 +45,8 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="No certificates; on 
 Listen = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where it listens (deploy.addresses).")]
 Parent = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where its parent listens.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Delete what it has kept: it takes the place of a lost one.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 _STDIN = "TIERFED_STOPS_WITH_STDIN"
+_LOG = logging.getLogger(__name__)
 
 
 def cloud(
@@ -60,18 +61,18 @@ def cloud(
 ) -> None:
     """Be the cloud of a run: begin it, or go on with it after its last committed round."""
     config = load(source, set_ or [], None, None, data_dir, out_dir)
-    begin_log(config.deploy.log, CLOUD)
     here = listen or config.deploy.addresses.get(CLOUD, f"{config.deploy.host}:{config.deploy.port}")
     result = None
-    with _stopping(threading.Event()) as stopped, ExitStack() as ends:
-        network = _network(config, CLOUD, keys, insecure, here)
+    with logged(config.deploy.log, CLOUD) as log, _stopping(threading.Event()) as stopped, ExitStack() as ends:
+        network = _Reach(keys=keys, insecure=insecure).network(config, CLOUD, here)
         ends.callback(network.transport.close)
         at_work = Cloud(config, network.transport, gate=network.gate, listen=here)
+        log.round = at_work.round
         beat = Beat(lambda: _beat_cloud(at_work, run_folder(config)))
         ends.callback(beat.close)
         if config.deploy.metrics:
             ends.callback(serve_metrics(config.deploy.metrics, metrics(at_work.seen)))
-        with watching(out, quiet=as_json) as watch:
+        with _watching(config, as_json) as watch:
             result = at_work.run(watch)
     if result is None or result.interrupted:
         err.print("stopped; the same command goes on", highlight=False)
@@ -96,7 +97,7 @@ def fog(
 ) -> None:
     """Be a fog of a run: a child of the cloud, the parent of its devices; until the run is over."""
     config = load(source, set_ or [], None, None, data_dir, out_dir)
-    _work(config, [name], "fog", keys, insecure, listen or "", parent or "", anew)
+    _work(config, [name], "fog", _Reach(keys=keys, insecure=insecure, listen=listen, parent=parent), anew=anew)
 
 
 def device(
@@ -117,7 +118,7 @@ def device(
     if data is not None and len(name) > 1:
         raise InputError("--data is the file of one device; put {name} into data.path for several in one process")
     config = load(source, set_ or [], None, None, data_dir, out_dir)
-    _work(config, name, "device", keys, insecure, "", parent or "", anew, data)
+    _work(config, name, "device", _Reach(keys=keys, insecure=insecure, parent=parent), anew=anew, data=data)
 
 
 def up(
@@ -167,44 +168,27 @@ def health(
     """Whether a node on this machine is well: exit code 0, else 1."""
     config = load(source, set_ or [], None, None, None, out_dir)
     status = read(run_folder(config) if name == CLOUD else state_folder(config, name), name)
-    why = trouble(status)
+    why, seen = trouble(status), {k: v for k, v in asdict(status).items() if k != "at"}
+    seen |= {"busy_seconds": round(status.busy_seconds, 1), "age_seconds": round(max(0.0, time.time() - status.at), 1)}
     if as_json:
-        say({**asdict(status), "trouble": why})
+        say({**seen, "trouble": why})
     else:
-        listing(f"{name}: {why or ('the run is over' if status.over else 'at work')}", [asdict(status)], False)
+        seen["children"] = "{} of {}".format(*status.children) if status.children[1] else "none"
+        listing(f"{name}: {why or ('the run is over' if status.over else 'at work')}", [seen], False)
     if why:
         raise typer.Exit(1)
 
 
 def _work(
-    config: Config, names: Sequence[str], tier: str, keys: Path | None, insecure: bool, listen: str, parent: str,
-    anew: bool,
-    data: Path | None = None,
-) -> None:  # fmt: skip
+    config: Config, names: Sequence[str], tier: str, reach: "_Reach", *, anew: bool, data: Path | None = None
+) -> None:
     """Nodes of one tier, from their begin to the end of the run."""
-    begin_log(config.deploy.log, names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}")
-    separate = tier == "device" and bool(config.deploy.devices)  # each device has data of its own
-    worlds = {name: world_of(config, name if separate else "", data) for name in (names if separate else names[:1])}
-    world, compute, nodes, over = worlds[names[0]], threading.Lock(), Nodes(), False
-    torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
-    with _stopping(nodes.stopping) as stopped, ExitStack() as ends:
+    nodes, over = Nodes(), False
+    me = names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}"
+    with logged(config.deploy.log, me) as log, _stopping(nodes.stopping) as stopped, ExitStack() as ends:
+        log.round = lambda: max((one.round() or 0 for one in nodes.at_work), default=0) or None
         ends.callback(nodes.close)
-        for name in names:
-            where = _addresses(world, name, tier, listen, parent)
-            folder = keys / folder_name(name) if keys is not None and len(names) > 1 else keys
-            network = _network(config, name, folder, insecure, *filter(None, where))
-            ends.callback(network.transport.close)
-            one = begin_node(
-                worlds.get(name, world),
-                name,
-                tier,
-                network.transport,
-                gate=network.gate,
-                anew=anew,
-                listen=where[0],
-                parent=where[1],
-                compute=compute,
-            )
+        for one in _begun(config, names, tier, reach, ends, anew, data):
             nodes.at_work.append(one)
         beat = Beat(lambda: _beat(config, nodes.at_work))
         ends.callback(beat.close)
@@ -216,12 +200,62 @@ def _work(
         raise typer.Exit(130)
 
 
-def _addresses(world: World, name: str, tier: str, listen: str, parent: str) -> tuple[str, str]:
-    """Where a node listens, if it does, and where its parent does."""
-    from tierfed.deploy.joining import find  # noqa: PLC0415
+def _begun(
+    config: Config, names: Sequence[str], tier: str, reach: "_Reach", ends: ExitStack, anew: bool, data: Path | None
+) -> Iterator[AtWork]:
+    """The nodes, one after the other. :param ends: what is to be closed at the end"""
+    separate = tier == "device" and bool(config.deploy.devices)  # each device has data of its own
+    worlds = {name: world_of(config, name if separate else "", data) for name in (names if separate else names[:1])}
+    world, compute = worlds[names[0]], threading.Lock()
+    torch.set_num_threads(threads(config, [t.module for t in world.tasks]))
+    for name in names:
+        listen, parent = reach.addresses(world, name, tier)
+        network = reach.network(config, name, *filter(None, (listen, parent)), alone=len(names) == 1)
+        ends.callback(network.transport.close)
+        yield begin_node(
+            worlds.get(name, world),
+            name,
+            tier,
+            network.transport,
+            gate=network.gate,
+            anew=anew,
+            listen=listen,
+            parent=parent,
+            compute=compute,
+        )
 
-    me = find(world, name, tier)
-    return listen or (address(world, name) if tier == "fog" else ""), parent or address(world, me.parent)
+
+@dataclass(frozen=True, kw_only=True)
+class _Reach:
+    """How a node is reached and reaches others, as options say it. :param keys: of several nodes: a folder of theirs"""
+
+    keys: Path | None
+    insecure: bool
+    listen: str | None = None
+    parent: str | None = None
+
+    def addresses(self, world: World, name: str, tier: str) -> tuple[str, str]:
+        """Where a node listens, if it does, and where its parent does."""
+        me = find(world, name, tier)
+        here = self.listen or (address(world, name) if tier == "fog" else "")
+        return here, self.parent or address(world, me.parent)
+
+    def network(self, config: Config, name: str, *addresses: str, alone: bool = True) -> "Network":
+        """What a node is reached by.
+
+        :param addresses: where it listens and dials
+        :param alone: no other node is in this process
+        :raises InputError: the extra is not installed, no certificate, --insecure beyond this machine
+        """
+        if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("cryptography") is None:
+            raise InputError("processes talk over gRPC, which is not installed: pip install 'tierfed[deploy]'")
+        from tierfed.deploy import secure  # noqa: PLC0415  (an extra)
+
+        if self.insecure:
+            return secure.insecure(config.deploy, *addresses)
+        keys = self.keys or Path("keys") / "nodes"
+        single = self.keys is not None and alone
+        return secure.secured(config.deploy, keys if single else keys / folder_name(name), name)
 
 
 def _beat(config: Config, at_work: list[AtWork]) -> None:
@@ -238,18 +272,19 @@ def _beat_cloud(at_work: Cloud, folder: Path) -> None:
             write(folder, status)
 
 
-def _network(config: Config, name: str, keys: Path | None, insecure: bool, *addresses: str) -> "Network":
-    """What a node is reached by.
+@contextmanager
+def _watching(config: Config, quiet: bool) -> Iterator[Watcher | None]:
+    """Rounds as they come: log lines where programs read them, else for people."""
+    if config.deploy.log == "json":
+        yield _log_round
+    else:
+        with watching(out, quiet=quiet) as watch:
+            yield watch
 
-    :raises InputError: the extra is not installed, no certificate, --insecure beyond this machine
-    """
-    if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("cryptography") is None:
-        raise InputError("processes talk over gRPC, which is not installed: pip install 'tierfed[deploy]'")
-    from tierfed.deploy import secure  # noqa: PLC0415  (an extra)
 
-    if insecure:
-        return secure.insecure(config.deploy, *addresses)
-    return secure.secured(config.deploy, keys or Path("keys") / "nodes" / folder_name(name), name)
+def _log_round(progress: Progress) -> None:
+    if text := line(progress):
+        _LOG.info("%s", text, extra=event("doing" if progress.doing else "round", round=progress.round))
 
 
 @contextmanager

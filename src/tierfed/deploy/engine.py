@@ -13,24 +13,28 @@ from tierfed.deploy.census import recounted, sizes_of
 from tierfed.deploy.frame import Frame
 from tierfed.deploy.household import Household
 from tierfed.deploy.journal import Journal, Lineage, as_tree, digest, from_tree
+from tierfed.deploy.logs import event
 from tierfed.deploy.moving import CENSUS, Place, announce, collect, deliver, places
 from tierfed.deploy.names import node_name, process_levels
 from tierfed.deploy.question import ALL, Answers, Question, answers, ident, merge
 from tierfed.deploy.schema import Layout, check_counts, check_finite, check_norm, replies
 from tierfed.deploy.told import Traces, add_log, add_traces
+from tierfed.dpsgd import real_task
 from tierfed.engine.base import PARENTS, Engine, Flags, Ids
 from tierfed.engine.beginning import with_parents
+from tierfed.engine.crossing import arrive
 from tierfed.engine.evaluate import messages_below
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Poll, Reply
-from tierfed.engine.serial import Here, Level, Replies, payload, reported, trained, tried, visited
+from tierfed.engine.serial import Here, Level, Replies, reported, trained, tried, visited
 from tierfed.errors import InputError
 from tierfed.evaluation import Found, found
+from tierfed.links import real
 from tierfed.metrics import Kind, Scores
 from tierfed.setup import World
-from tierfed.store import Store
+from tierfed.store import Records
 from tierfed.tree import Tree
-from tierfed.wire import encode
+from tierfed.wire import encode, payload
 
 _LOG = logging.getLogger(__name__)
 _MOST_OPEN = 256
@@ -49,19 +53,12 @@ class Deployed(Engine):
     :param house: the children; none: this process has devices alone
     """
 
-    def __init__(self, world: World, store: Store, house: Household | None = None, run: str = "") -> None:
-        super().__init__(
-            world.algorithm,
-            world.tasks,
-            world.topology,
-            world.plan,
-            store,
-            faults=world.config.faults,
-            kinds=world.kinds,
-            clock=world.clock,
-        )
+    def __init__(self, world: World, store: Records, house: Household | None = None, run: str = "") -> None:
+        own = {"tasks": tuple(map(real_task, world.tasks)), "links": real(world.links)}
+        super().__init__(**{**world.parts(store), **own})
         self.world, self.house, self.run = world, house, run
         self.settings = world.config.deploy
+        self.counted = not self.settings.devices  # the numbers of samples are known, not guessed
         self.levels = process_levels(world.topology)
         self.told: Traces = {}
         self.moved: dict[tuple[int, str], int] = {}  # payload that this process has sent and got, by link and way
@@ -112,6 +109,7 @@ class Deployed(Engine):
             self.world = recounted(self.world, told["sizes"].numpy())
             self.plan = self.world.plan
             self._arrange(replace(self.topology, samples=self.plan.samples))
+        self.counted = self.counted or told is not None
         topology = with_parents(self.world.topology, self.store, PARENTS)
         if not all(map(np.array_equal, topology.parents, self.topology.parents)):
             self._arrange(topology)
@@ -260,9 +258,9 @@ class _Remote(Level):
         first = super().poll(burst)
         self.wanted = len(first.kids)
         sample = e.topology.policies[self.depth].sample
-        if not more or sample == 1.0 or e.reach(self.depth) != self.depth + 1:
+        if not more or e.reach(self.depth) != self.depth + 1:
             return first
-        larger = min(1.0, sample * (1 + more)) if isinstance(sample, float) else int(np.ceil(sample * (1 + more)))
+        larger = int(np.ceil(sample * (1 + more))) if isinstance(sample, int) else min(1.0, sample * (1 + more))
         policies = list(e.topology.policies)
         policies[self.depth] = replace(policies[self.depth], sample=larger)
         kids = replace(e.topology, policies=tuple(policies)).poll(self.depth, self.node, e.round, self._tick(burst))
@@ -315,18 +313,23 @@ class _Remote(Level):
     def _check(self, question: Question) -> Checked:
         """Replies are checked before they are used."""
         e, to = self.engine, self.engine.reach(self.depth)
-        layout, bound = e.layouts.get(to), e.settings.norm_bound
+        layout, bound, unit = e.layouts.get(to), e.settings.norm_bound, e.units[self.depth]
 
         def check(child: int, answer: Answers) -> None:
             for i, reply in answer.replies.items():
                 if reply is None:
                     continue
-                if layout is not None:
-                    layout.check(reply.message)
                 check_finite(reply.message)
                 check_counts(reply, e.most(to, i))
+                if e.links.above(to).joint:
+                    continue
+                sent, weight = question.of(i), float(reply.counts[unit])
+                message = arrive(e, to, i, sent, reply.message, weight, question.tick)
+                if layout is not None:
+                    layout.check(message)
+                check_finite(message)
                 if bound is not None:
-                    check_norm(question.of(i), reply.message, bound)
+                    check_norm(sent, message, bound)
 
         return check
 
@@ -344,7 +347,8 @@ class _Remote(Level):
                 f"round {e.round + 1} at {me}: {answered} of {asked} have answered, {needed} are needed; missing: "
                 f"{names}{REMEDY if self.depth == 0 else ''}"
             )
-        _LOG.warning("round %d at %s: goes on without %s", e.round + 1, me, names)
+        about = event("incomplete", round=e.round + 1)
+        _LOG.warning("round %d at %s: goes on without %s", e.round + 1, me, names, extra=about)
         e.log.lost[to - 1] = e.log.lost.get(to - 1, 0) + len(away)
 
     def tell(self, kids: Ids, replies: Replies, heard: Flags) -> None:
@@ -379,7 +383,7 @@ def scores(engine: Engine, test: Sequence[Ids], kind: Kind, devices: Ids, post: 
     got = engine.score(0, 0, {}, {"devices": there, "post": post}, extra) if there else Answers()
     if got.missing:
         names = ", ".join(engine.name(engine.reach(0), i) for i in sorted(got.missing)[:8])
-        _LOG.warning("not evaluated: %s", names)
+        _LOG.warning("not evaluated: %s", names, extra=event("incomplete"))
     parts: dict[tuple[str, str], list[Scores]] = {}
     for device, model, metric, value in got.notes.get("scores", []):
         one = Scores(np.array([int(device)]), np.array([float(value)]))

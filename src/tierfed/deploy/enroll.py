@@ -118,8 +118,7 @@ def request(token: Token, address: str, folder: Path, timeout_seconds: float = _
     if Node(name=found.name, tier=found.tier, parent=found.parent) != token.node:
         raise InputError(f"the CA has answered with a certificate of {found}, the token is for {token.node.name!r}")
     files.write(folder / CA, token.ca)
-    if token.node.tier != "device":
-        files.write(folder / CRL, answer["crl"].encode())
+    files.write(folder / CRL, answer["crl"].encode())
     files.write(folder / NODE, certificates.key_pem(key) + certificates.pem(certificate), private=True)
     (folder / PENDING).unlink()
     return load_credentials(folder)

@@ -14,7 +14,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from tierfed.deploy.handshakes import failed
 from tierfed.deploy.identity import Identity
+from tierfed.deploy.logs import event
 from tierfed.deploy.transport import Closing, Owner, Peer
 from tierfed.deployment import DeploySettings
 from tierfed.errors import InputError
@@ -111,10 +113,11 @@ class _End:
             await call.write(frame)
 
 
-def _reason(error: BaseException) -> str:
-    """What ended a stream, in a few words."""
+def _reason(error: BaseException, dialed: bool = False) -> str:
+    """What ended a stream, in a few words. :param dialed: with TLS, and nobody was reached"""
     if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name.lower()}: {' '.join(str(error.details()).split())[:200]}"
+        details = failed(str(error.details())) if dialed else str(error.details())
+        return f"{error.code().name.lower()}: {' '.join(details.split())[:200]}"
     return str(error) or type(error).__name__
 
 
@@ -145,7 +148,7 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             try:
                 identity = self.who(context.auth_context())
             except InputError as err:
-                _LOG.warning("refused a connection from %s: %s", context.peer(), err)
+                _LOG.warning("refused a connection from %s: %s", context.peer(), err, extra=event("refused"))
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(err))
         end = _End(Peer(address=context.peer(), identity=identity))
         task = asyncio.current_task()
@@ -242,7 +245,7 @@ class Grpc:
         except TimeoutError:
             pass
         except grpc.aio.AioRpcError as err:
-            why = _reason(err)
+            why = _reason(err, self.keys is not None)
         finally:
             with contextlib.suppress(Exception):
                 await channel.close()

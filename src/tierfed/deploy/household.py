@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from tierfed.deploy.frame import Frame, Header, pack, peek, unpack
+from tierfed.deploy.logs import event
 from tierfed.deploy.transport import Peer, Stream
 from tierfed.deployment import DeploySettings
 from tierfed.errors import InputError
@@ -37,6 +38,14 @@ class Admission(Protocol):
     def __call__(self, peer: Peer, hello: Header) -> int | Refusal: ...
 
 
+class Vouching(Protocol):
+    """What a parent proves to its children beside what the transport does."""
+
+    def welcome(self, hello: Header) -> Header: ...
+
+    def news(self) -> Header: ...
+
+
 class Gathered(NamedTuple):
     """What came of a question. Everybody who was asked is in one of the two."""
 
@@ -58,6 +67,7 @@ class _Guest:
     def __init__(self, stream: Stream) -> None:
         self.stream, self.since, self.child = stream, time.monotonic(), -1
         self.hello: Header = {}
+        self.number: int | None = None  # of the revocation list that it has
         self.recent: deque[float] = deque()
 
     def too_many(self, now: float, rate: float) -> bool:
@@ -75,8 +85,14 @@ class Household:
     dropped as it comes.
     """
 
-    def __init__(self, settings: DeploySettings, admit: Admission, name_of: Callable[[int], str]) -> None:
-        self.settings, self.admit, self.name_of = settings, admit, name_of
+    def __init__(
+        self,
+        settings: DeploySettings,
+        admit: Admission,
+        name_of: Callable[[int], str],
+        vouching: Vouching | None = None,
+    ) -> None:
+        self.settings, self.admit, self.name_of, self.vouching = settings, admit, name_of, vouching
         self.counters = Counters()
         self.fresh: set[int] = set()  # children that have lost what they knew
         self._changed = threading.Condition()
@@ -96,7 +112,8 @@ class Household:
             full = len(self._guests) >= self.settings.max_children + _STRANGERS
             if full or len(strangers) >= _STRANGERS:
                 self.counters.refused += 1
-                _LOG.warning("refused a connection from %s: there are too many", stream.peer.address)
+                address, about = stream.peer.address, event("refused")
+                _LOG.warning("refused a connection from %s: there are too many", address, extra=about)
                 stream.close()
                 return
             self._guests[id(stream)] = _Guest(stream)
@@ -127,10 +144,11 @@ class Household:
             guest = self._guests.pop(id(stream), None)
             if guest is not None and self._children.get(guest.child) is guest:
                 del self._children[guest.child]
-                _LOG.info("%s is gone: %s", self.name_of(guest.child), why)
+                _LOG.info("%s is gone: %s", self.name_of(guest.child), why, extra=event("gone"))
                 self._changed.notify_all()
             elif guest is not None and guest.child < 0:
-                _LOG.info("a connection from %s has ended before it said who it is: %s", stream.peer.address, why)
+                address, about = stream.peer.address, event("gone")
+                _LOG.info("a connection from %s has ended before it said who it is: %s", address, why, extra=about)
 
     def _hello(self, guest: _Guest, hello: Header) -> None:
         if hello.get("kind") != "hello":
@@ -148,8 +166,10 @@ class Household:
             self._guests.pop(id(before.stream), None)
             before.stream.close()
         self.counters.joined += 1
-        _LOG.info("%s has joined from %s", self.name_of(child), guest.stream.peer.address)
-        self._send(guest, pack({"kind": "welcome"}))
+        _LOG.info("%s has joined from %s", self.name_of(child), guest.stream.peer.address, extra=event("joined"))
+        shown = {} if self.vouching is None else self.vouching.welcome(hello)
+        guest.number = shown.get("number")
+        self._send(guest, pack({"kind": "welcome", **shown}))
         if child in self._asked and child not in self._came:
             if tree_lost and peek(self._asked[child][1]).get("kind") != "tree":
                 self._came[child] = pack({"kind": "failed", "reason": "it has begun anew"})
@@ -165,7 +185,7 @@ class Household:
             twice = asked is not None and header.get("id") == asked[0]
             why = "it has answered already" if twice else "nobody waits for it any more"
             _LOG.warning("refused %s of %s for round %s: %s", header.get("kind"), self.name_of(child),
-                         header.get("round"), why)  # fmt: skip
+                         header.get("round"), why, extra=event("late"))  # fmt: skip
             return
         self._came[child] = frame
         self._changed.notify_all()
@@ -174,9 +194,9 @@ class Household:
         who = self.name_of(guest.child) if guest.child >= 0 else f"a connection from {guest.stream.peer.address}"
         if why.parent is None:
             self.counters.refused += 1
-            _LOG.warning("refused %s: %s", who, why.reason)
+            _LOG.warning("refused %s: %s", who, why.reason, extra=event("refused"))
         else:
-            _LOG.info("sent on: %s", why.reason)
+            _LOG.info("sent on: %s", why.reason, extra=event("sent_on"))
         parent = {} if why.parent is None else {"parent": why.parent[0], "address": why.parent[1]}
         self._send(guest, pack({"kind": "refused", "reason": why.reason, "final": why.final, **parent}))
         guest.stream.close()
@@ -203,12 +223,18 @@ class Household:
             self._changed.notify_all()
 
     def review(self) -> None:
-        """Asks again who may stay: a certificate may have been revoked, a device may have another parent by now."""
+        """Asks again who may stay: a certificate may have been revoked, a device may have another parent by now. Who
+        stays gets the list of what was revoked.
+        """
+        news = {} if self.vouching is None else self.vouching.news()
         with self._changed:
             for guest in list(self._children.values()):
                 answer = self.admit(guest.stream.peer, guest.hello)
                 if isinstance(answer, Refusal):
                     self._refuse(guest, answer)
+                elif guest.number != news.get("number"):
+                    guest.number = news["number"]
+                    self._send(guest, pack({"kind": "news", **news}))
 
     def gather(
         self,
@@ -250,7 +276,8 @@ class Household:
                         self._changed.wait(min(remind, remind if end is None else end) - now)
                         continue
                 for child in fresh:
-                    self._take(child, check, out)
+                    if len(out.replies) < enough:
+                        self._take(child, check, out)
         finally:
             with self._changed:
                 absent = {c for c in questions if c not in self._children}
@@ -267,13 +294,16 @@ class Household:
             frame = unpack(data)
             if frame.kind == "failed":
                 out.missing[child] = str(frame.header.get("reason", "it failed"))
+                if frame.header.get("fresh"):
+                    self.fresh.add(child)
                 return
             if frame.kind != "reply":
                 raise InputError(f"got {frame.kind!r}, wanted a reply")
             check(child, frame)
         except InputError as err:
             self.counters.rejected += 1
-            _LOG.warning("refused the reply of %s: %s", self.name_of(child), err)
+            about = event("rejected")
+            _LOG.warning("refused the reply of %s: %s", self.name_of(child), err, extra=about)
             out.missing[child] = f"its reply was refused: {err}"
             return
         out.replies[child] = frame
@@ -281,7 +311,8 @@ class Household:
     def _remind(self, out: Gathered) -> None:
         waiting = [c for c in self._asked if c not in out.replies and c not in out.missing]
         names = ", ".join(self.name_of(c) + ("" if c in self._children else " (not connected)") for c in waiting[:8])
-        _LOG.info("waiting for %s%s", names, "" if len(waiting) <= 8 else f" and {len(waiting) - 8} more")
+        rest = "" if len(waiting) <= 8 else f" and {len(waiting) - 8} more"
+        _LOG.info("waiting for %s%s", names, rest, extra=event("waiting"))
 
     def close(self) -> None:
         """Ends all connections."""

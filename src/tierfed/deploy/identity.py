@@ -1,7 +1,7 @@
 """Who a process is, and who it talks to: the credentials of a node, and the identity of a peer behind mutual TLS.
 
-A folder of credentials holds `node.pem` (private key and certificate, mode 0600), `ca.pem`, and of a node with children
-`crl.pem`: all that a machine needs. `tierfed.deploy.admission` decides whether a peer may join.
+A folder of credentials holds `node.pem` (private key and certificate, mode 0600), `ca.pem` and `crl.pem`: all that a
+machine needs. `tierfed.deploy.admission` decides whether a peer may join.
 """
 
 import logging

@@ -57,6 +57,12 @@ def check_world(world: World) -> None:
             f"{name} passes sums from device to device, and deployed devices have no links to each other; take another "
             "algorithm, or `tierfed run`"
         )
+    secured = [n for n, s in world.config.links.items() if s.secure.on]
+    if secured:
+        raise InputError(
+            f"[links.{secured[0]}.secure]: processes make no secure sums yet, so a parent would see every reply; leave "
+            "it out, or `tierfed run`"
+        )
 
 
 def check_roaming(world: World) -> None:
@@ -165,9 +171,10 @@ class Door:
         if child is None:
             return Refusal(f"{here} knows no {tier} {name!r}; check --name and the config of both")
         counted = int(engine.plan.samples[child]) if level == engine.depth else None
-        if not engine.settings.devices and hello.get("samples") != counted:
+        if engine.counted and hello.get("samples") != counted:
             told = f"{name} has {hello.get('samples')} training samples, {here} counts on {counted}"
-            return Refusal(f"{told}; give both the same data and [data]")
+            same = "it the data that it had when the run began" if engine.settings.devices else "both the same data"
+            return Refusal(f"{told}; give {same} and the same [data]")
         parent = int(engine.topology.ancestor(level, np.array([child]), self.depth)[0])
         if parent == self.ident:
             return child

@@ -41,6 +41,10 @@ def after(version: str, ask: str) -> str:
     return digest(version, ask)
 
 
+class AnewError(InputError):
+    """A node has lost the tree, and must be told it before it is asked."""
+
+
 class Lineage(NamedTuple):
     """Which version of a child its parent counts on.
 
@@ -70,7 +74,7 @@ class Visit:
 
 
 class Journal:
-    """The store of one node (the protocol `tierfed.store.Store`), over one that forgets or one on disk.
+    """The records of one node (the protocol `tierfed.store.Records`), over a store that forgets or one on disk.
 
     :param anew: it takes the place of one whose state was lost, and begins in the middle of a run
     """
@@ -80,14 +84,17 @@ class Journal:
         self.version = str(store.meta.get("version", FIRST))  # of what is not in the journal any more
         self.run = str(store.meta.get("run", ""))
         self.round = int(store.meta.get("round", -1))
-        self._lost = bool(store.meta.get("lost", anew))  # until the parent counts on what this node has
+        self._lost = bool(store.meta.get("lost", anew))  # until a committed round counts on what this node has
         self.trail = [(str(b), str(a)) for b, a in store.meta.get("trail", [])]  # (version, message) that led to it
         self._told = True  # what the parent counts on is no older than this state
+        self._named = False  # and it has said so
         self.visits = [Visit(**{**v, "gone": [tuple(k) for k in v["gone"]]}) for v in store.meta.get("visits", [])]
         self._over: dict[Key, Tree | None] = {}  # of visits that hold, above the store
         self._staged: dict[Key, Tree | None] = {}
         self._at = self.version
         self._go(self.newest())
+        if anew and not store.meta:  # killed before its first visit, it is still one that has begun anew
+            self._commit({}, [])
 
     def newest(self) -> str:
         """The version after the last visit."""
@@ -97,6 +104,10 @@ class Journal:
     def fresh(self) -> bool:
         """Whether it takes a lost one's place and has not been visited yet."""
         return self.anew and not self.visits and self.version == FIRST
+
+    def untold(self, version: str) -> bool:
+        """Whether a version is that of a node which has begun anew and was told nothing yet."""
+        return self._lost and version == FIRST
 
     def find(self, lineage: Lineage, round_: int) -> str:
         """The version that a parent counts on in a round.
@@ -109,8 +120,7 @@ class Journal:
         have = {self.version, *(v.after for v in self.visits)}
         first = self.version if round_ == self.round else self.newest()
         known = first if lineage.known is None else lineage.known
-        self._told = known in have
-        self._lost = self._lost and (lineage.known is None or not self._told)
+        self._told, self._named = known in have, lineage.known in have
         version = self._follow(known, lineage.open)
         if version not in have and self._lost:
             version = self._follow(first, lineage.open)
@@ -204,6 +214,7 @@ class Journal:
         """The visits that led to a version become part of the state, all others are forgotten; durable with the next
         commit. A parent that has not heard of them counts on what was before: they are known by name.
         """
+        self._lost = self._lost and not self._named
         path = [(v.before, v.ask) for v in self._path(version)]
         self.trail = ([] if self._told else self.trail[-_LONGEST_TRAIL:]) + path
         for (table, ident), record in self._along(version):
@@ -251,9 +262,6 @@ class Journal:
 
     def prefetch(self, table: str, ids: Iterable[int]) -> None:
         """A node has few records."""
-
-    def commit(self, meta: dict[str, Any], log: list[Any]) -> None:
-        raise NotImplementedError("a node commits visits")
 
     def discard(self) -> None:
         """Forgets what the visit under way has put."""

@@ -14,7 +14,7 @@ from tierfed.deploy.joining import check_roaming
 from tierfed.deploy.names import ROAMING, Node, moving, tree_nodes
 from tierfed.deploy.process import world_of
 from tierfed.errors import InputError
-from tierfed.options import load
+from tierfed.options import DataDir, Json, Sets, load
 from tierfed.output import listing, out, say
 from tierfed.setup import prepare
 
@@ -32,7 +32,6 @@ Tier = Annotated[str | None, typer.Option(help="cloud, fog or device; by the nam
 Parent = Annotated[str | None, typer.Option(metavar="NAME", help="The only node that it may join; cloud for a fog.")]
 Roaming = Annotated[bool, typer.Option("--roaming", help="It may join any fog.")]
 Days = Annotated[int, typer.Option(help="Until the certificate ends.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 _HERE = Path("keys")
 
 
@@ -60,8 +59,8 @@ def issue(
     config: Annotated[
         str | None, typer.Option(metavar="CONFIG", help="For all nodes of a config's tree: a TOML file or a preset.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the config.")] = None,
-    data_dir: Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")] = None,
+    set_: Sets = None,
+    data_dir: DataDir = None,
     tier: Tier = None,
     parent: Parent = None,
     roaming: Roaming = False,
@@ -108,8 +107,8 @@ def revoke(
         count = sum(r.name == name for r in ended)
         _tell(f"{name}: {count} certificate{'' if count == 1 else 's'} revoked" if count else f"{name}: none was valid")
     _tell(
-        f"cloud and fogs with folders in {folder} have the new list; copy {folder / 'crl.pem'} into those on other "
-        "machines, which read it at once"
+        f"nodes with folders in {folder} have the new list; where the cloud is on another machine, copy "
+        f"{folder / 'crl.pem'} into its folder: it reads it at once and hands it on, as do fogs"
     )
 
 

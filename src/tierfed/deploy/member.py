@@ -6,9 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tierfed.deploy.frame import Frame, Header, pack, peek, unpack
 from tierfed.deploy.household import Superseded
+from tierfed.deploy.journal import AnewError
+from tierfed.deploy.logs import event
 from tierfed.deploy.transport import Stream, Transport
 from tierfed.errors import InputError
 
@@ -18,6 +21,16 @@ _FIRST_PAUSE_SECONDS = 0.25
 Going = Callable[[], bool]
 Answer = Callable[[Frame, Going], bytes]
 """The reply to a question, as long as somebody wants to know it."""
+
+
+class Doubting(Protocol):
+    """What a child asks of its parent beside what the transport does."""
+
+    def doubts(self, welcome: Header, nonce: str) -> str: ...
+
+    def learn(self, news: Header) -> None: ...
+
+    def trouble(self) -> str: ...
 
 
 @dataclass
@@ -36,6 +49,7 @@ class Member:
     :param interrupt: called when a question has come
     :param longest: pause before dialing again, seconds
     :param done: the run is over, or this node cannot go on
+    :param doubting: why a parent is not believed; none: whoever answers is
     """
 
     def __init__(
@@ -48,9 +62,11 @@ class Member:
         interrupt: Callable[[], None] = lambda: None,
         longest: float = 10.0,
         done: threading.Event | None = None,
+        doubting: Doubting | None = None,
     ) -> None:
         self.name, self.transport, self.address = name, transport, address
         self.hello, self.answer, self.interrupt, self.longest = hello, answer, interrupt, longest
+        self.doubting, self._nonce = doubting, ""
         self.failure: BaseException | None = None
         self.done = done or threading.Event()
         self.welcome = threading.Event()
@@ -98,32 +114,53 @@ class Member:
         with self._changed:
             if address == self.address:
                 return
-            _LOG.info("%s: goes to %s at %s", self.name, name, address)
+            self._say(logging.INFO, "moved", f"goes to {name} at {address}")
             self.address, self._pause = address, _FIRST_PAUSE_SECONDS
 
     # called by the transport
 
     def opened(self, stream: Stream) -> None:
         with self._changed:
-            self._stream = stream
-        stream.send(pack(self.hello()))
+            self._stream, self._nonce = stream, os.urandom(16).hex()
+        stream.send(pack({**self.hello(), "nonce": self._nonce}))
 
     def received(self, stream: Stream, frame: bytes) -> None:
         try:
             header = peek(frame)
         except InputError as err:
-            _LOG.warning("%s: refused a frame of the parent: %s", self.name, err)
+            self._say(logging.WARNING, "rejected", f"refused a frame of the parent: {err}")
             stream.close()
             return
         kind = header.get("kind")
         if kind == "welcome":
+            why = "" if self.doubting is None else self.doubting.doubts(header, self._nonce)
+            if why:
+                self._leave(stream, why)
+                return
             self._pause = _FIRST_PAUSE_SECONDS
             self.welcome.set()
-            _LOG.info("%s: joined %s", self.name, self.address)
+            self._say(logging.INFO, "joined", f"joined {self.address}")
         elif kind == "refused":
             self._refused(header)
+        elif not self.welcome.is_set():
+            self._leave(stream, f"its first frame is {kind!r}, wanted 'welcome'")
+        elif kind == "news":
+            if self.doubting is not None:
+                self.doubting.learn(header)
+            self.review()
         else:
             self._asked(stream, _Question(str(header.get("id")), frame))
+
+    def review(self) -> None:
+        """Asks again whether the parent is to be believed: its certificate may have been revoked."""
+        stream, why = self._stream, "" if self.doubting is None else self.doubting.trouble()
+        if why and stream is not None and self.welcome.is_set():
+            self._leave(stream, why)
+
+    def _leave(self, stream: Stream, why: str) -> None:
+        self._say(logging.WARNING, "refused", f"refused the parent at {self.address}: {why}")
+        self.welcome.clear()
+        stream.close()
 
     def _asked(self, stream: Stream, question: _Question) -> None:
         with self._changed:
@@ -143,7 +180,7 @@ class Member:
         elif header.get("final"):
             self._fail(InputError(f"{self.name} was refused by its parent at {self.address}: {reason}"))
         else:
-            _LOG.warning("%s: refused by %s: %s", self.name, self.address, reason)
+            self._say(logging.WARNING, "refused", f"refused by {self.address}: {reason}")
 
     def closed(self, stream: Stream | None, why: str) -> None:
         with self._changed:
@@ -155,7 +192,7 @@ class Member:
                 return
             pause = self._pause * (0.75 + os.urandom(1)[0] / 512)  # so that children do not come all at once
             self._pause = min(2 * self._pause, self.longest)
-            _LOG.info("%s: no connection to %s (%s); again in %.1f s", self.name, self.address, why, pause)
+            self._say(logging.INFO, "gone", f"no connection to {self.address} ({why}); again in {pause:.1f} s")
             self._timer = threading.Timer(pause, self._again)
             self._timer.daemon = True
             self._timer.start()
@@ -184,13 +221,14 @@ class Member:
             try:
                 reply = self.answer(frame, lambda: self._next is None and not self._closing)
             except InputError as err:
-                _LOG.error("%s: %s", self.name, err)
-                about = {"id": question.ident, "round": frame.header.get("round"), "reason": str(err)}
+                anew, round_ = isinstance(err, AnewError), frame.header.get("round")
+                self._say(logging.INFO if anew else logging.ERROR, "failed", str(err), round_)
+                about = {"id": question.ident, "round": round_, "reason": str(err), "fresh": anew}
                 reply = pack({"kind": "failed", **about})
         except Superseded:
-            _LOG.info("%s: the question under way is old; left it", self.name)
+            self._say(logging.INFO, "left", "the question under way is old; left it")
         except InputError as err:
-            _LOG.warning("%s: refused a frame of the parent: %s", self.name, err)
+            self._say(logging.WARNING, "rejected", f"refused a frame of the parent: {err}")
         except BaseException as err:
             self._fail(err)
         with self._changed:
@@ -199,6 +237,11 @@ class Member:
                 self._last = (question.ident, reply)
                 if self._stream is not None:
                     self._stream.send(reply)
+
+    def _say(self, level: int, what: str, text: str, round_: object = None) -> None:
+        """A log line. :param round_: from 0, of the question that it is about"""
+        more = {"round": round_ + 1} if isinstance(round_, int) else {}
+        _LOG.log(level, "%s: %s", self.name, text, extra=event(what, node=self.name, **more))
 
     def _fail(self, why: BaseException) -> None:
         self.failure = self.failure or why

@@ -9,11 +9,12 @@ from typing import Any
 from tierfed.deploy.census import sizes_of
 from tierfed.deploy.engine import Deployed, of_run
 from tierfed.deploy.frame import Frame, Header
-from tierfed.deploy.journal import Journal, Lineage, after
+from tierfed.deploy.journal import AnewError, Journal, Lineage, after
 from tierfed.deploy.moving import collect, take_over
 from tierfed.deploy.question import Answers, Question, question, reply_frame
 from tierfed.deploy.schema import check_finite
 from tierfed.deploy.told import log_as_json, traces_as_json
+from tierfed.engine.crossing import arrive, leave, untold
 from tierfed.engine.evaluate import at_device
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Reply
@@ -77,6 +78,8 @@ class Node:
         lineage, ask, engine = asked.to[self.ident], asked.asks[self.ident], self.engine
         check_finite(asked.of(self.ident))
         version = self.journal.find(lineage, asked.round)
+        if asked.kind == "ask" and not self.is_device and self.journal.untold(version):
+            raise AnewError(f"{self.name} has begun anew")
         self.journal.begin(asked.round, version)
         before = self.journal.said(ask)
         engine.follow()
@@ -103,15 +106,17 @@ class Node:
         """What this node says to a message, with what it still owes."""
         engine, message = self.engine, asked.of(self.ident)
         with self.compute if self.is_device else nullcontext():
-            reply = engine.answer(self.level, self.ident, message, asked.tick)
+            reply = engine.answer(self.level, self.ident, untold(message), asked.tick)
         if reply is None:
             return None
         weight = float(reply.counts[engine.units[engine.asker(self.level)]])
-        said = engine.with_owed(self.level, self.ident, reply.message, weight)
+        place = (engine, self.level, self.ident, message)
+        wire = leave(*place, engine.with_owed(self.level, self.ident, reply.message, weight), weight, asked.tick)
+        said = arrive(*place, wire, weight, asked.tick)
         if "owed" in said:
             owing = {"owed": tmap(lambda a: a * weight, said["owed"])}
             self.journal.put(f"owing{self.level}", self.ident, owing)
-        return reply._replace(message=said)
+        return reply._replace(message=wire)
 
     def _book(self, lineage: Lineage, version: str) -> None:
         """What the reply before has said is owed no more, or still, as the parent says now."""

@@ -31,6 +31,7 @@ from tierfed.deploy.joining import (
     state_folder,
 )
 from tierfed.deploy.journal import Journal
+from tierfed.deploy.logs import event
 from tierfed.deploy.member import Member
 from tierfed.deploy.names import CLOUD
 from tierfed.deploy.nodes import Node, count, say_end
@@ -74,8 +75,13 @@ class AtWork:
             over=self.node.over.is_set(),
         )
 
+    def round(self) -> int | None:
+        """The round that it is at work on or has heard of last, from 1."""
+        return self.node.journal.round + 1 or None
+
     def review(self) -> None:
-        """Asks again who may stay."""
+        """Asks again who may stay, and whether the parent may."""
+        self.member.review()
         if self.node.engine.house is not None:
             self.node.engine.house.review()
 
@@ -151,7 +157,7 @@ def begin_node(
 ) -> AtWork:
     """A fog or a device that listens, dials and answers.
 
-    :param gate: what is asked of children; none: nobody shows a certificate
+    :param gate: what is asked of parent and children; none: nobody shows a certificate
     :param memory: it keeps nothing on disk
     :param anew: what it has kept is deleted
     :param listen: where it listens; by default as the config says
@@ -172,7 +178,7 @@ def begin_node(
         engine = Deployed(world, journal, run=journal.run)
         if tier == "fog":
             door = Door(engine=engine, depth=me.level, ident=me.index, gate=gate)
-            engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(me.level), i))
+            engine.house = Household(world.config.deploy, door, lambda i: engine.name(engine.below(me.level), i), gate)
         one = Node(level=me.level, ident=me.index, engine=engine, journal=journal, compute=compute or threading.Lock())
         wake = engine.house.wake if engine.house is not None else _nothing
         member = Member(
@@ -184,6 +190,7 @@ def begin_node(
             wake,
             world.config.deploy.retry_seconds,
             one.over,
+            gate,
         )
         listener = transport.listen(listen or address(world, name), engine.house) if engine.house is not None else None
     except BaseException:
@@ -210,6 +217,10 @@ class Cloud:
         self.engine: Deployed | None = None
         self.listener: Closing | None = None
         self.over = False
+
+    def round(self) -> int | None:
+        """The round that it is at work on, from 1."""
+        return None if self.engine is None or not self.engine.run else self.engine.round + 1
 
     def seen(self) -> list[tuple[Status, Household | None]]:
         """How it is now, once it has begun."""
@@ -260,7 +271,7 @@ class Cloud:
     def _begin(self, world: World, store: DiskStore | MemoryStore, tell: Tell | None) -> Engine:
         world = replace(world, config=replace(world.config, deploy=self.config.deploy))
         engine = self._open(Deployed(world, store, run=_run_name(store)))
-        engine.elsewhere = _AT_DEVICES
+        engine.elsewhere, engine.counted = _AT_DEVICES, True
         return engine
 
     def _open(self, engine: Deployed) -> Deployed:
@@ -271,7 +282,7 @@ class Cloud:
             engine.house = before.house
             engine.house.admit = door
         else:
-            engine.house = Household(engine.settings, door, lambda i: engine.name(engine.below(0), i))
+            engine.house = Household(engine.settings, door, lambda i: engine.name(engine.below(0), i), self.gate)
             here = self.address or address(engine.world, CLOUD)
             self.listener = self.transport.listen(here, engine.house)
         return engine
@@ -290,7 +301,8 @@ class Cloud:
                 sizes[:, int(i)] = numbers
             if (sizes < 0).any():
                 away = ", ".join(engine.names[i] for i in np.flatnonzero(sizes[0] < 0)[:8])
-                _LOG.info("the run begins when all have told their number of samples; missing: %s", away)
+                text, about = "the run begins when all have told their number of samples; missing: %s", event("waiting")
+                _LOG.info(text, away, extra=about)
                 time.sleep(1.0)
         if folder:
             with on_disk(path.parent):

@@ -43,8 +43,7 @@ def secured(settings: DeploySettings, folder: Path, name: str) -> Network:
         who=peer_identity,
         warning=credentials.warning(),
     )
-    alone = credentials.identity.tier == "device"  # it has no children, and needs no list of who was revoked
-    return Network(Grpc(settings, keys), None if alone else Gate(credentials))
+    return Network(Grpc(settings, keys), Gate(credentials))
 
 
 def insecure(settings: DeploySettings, *addresses: str) -> Network:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tierfed.deploy.household import Household
-from tierfed.errors import InputError
+from tierfed.errors import InputError, closest
 from tierfed.metrics import write_atomic
 
 FILE = "status.json"
@@ -54,7 +54,10 @@ def read(folder: Path, node: str) -> Status:
         found = json.loads(path.read_text("utf-8"))
         return Status(**{**found, "children": tuple(found["children"])})
     except OSError:
-        raise InputError(f"{node} has left no {path}; start it, or give the config that it was started with") from None
+        others = [p.parent.name for p in folder.parent.glob(f"*/{FILE}")]
+        hint = f"; did you mean {close!r}?" if (close := closest(node, others)) else ""
+        remedy = hint or "; start it, or give the config that it was started with"
+        raise InputError(f"{node} has left no {path}{remedy}") from None
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path} is damaged; delete it, the process writes it anew") from None
 

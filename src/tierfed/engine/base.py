@@ -16,10 +16,11 @@ from tierfed.engine.node import Walk
 from tierfed.engine.teams import regrouped
 from tierfed.errors import InputError
 from tierfed.faults import Faults
+from tierfed.links import NONE, Links
 from tierfed.peers import Chain, peer_distances
 from tierfed.plan import Plan
 from tierfed.rng import Purpose, bits, generator
-from tierfed.store import Store, with_default
+from tierfed.store import Records, with_default
 from tierfed.task import Task
 from tierfed.topology import UNITS, Topology
 from tierfed.tree import Tree, leaves, take, tmap
@@ -36,6 +37,7 @@ class Engine(ABC):
     :param tasks: one per architecture; `kinds[i]` says which one device i runs
     :param clock: for the straggler deadline, see `tierfed.clock.Clock.visit_seconds`
     :param edge: what devices leave to their parents; none: nothing
+    :param links: what happens to replies on their way
     """
 
     def __init__(
@@ -44,15 +46,17 @@ class Engine(ABC):
         tasks: Sequence[Task],
         topology: Topology,
         plan: Plan,
-        store: Store,
+        store: Records,
         *,
         faults: Faults | None = None,
         kinds: Ids | None = None,
         clock: Any = None,
         edge: Edge | None = None,
+        links: Links = NONE,
     ) -> None:
         self.algorithm, self.tasks, self.plan, self.store = algorithm, tasks, plan, store
         self.faults, self.kinds, self.clock, self.edge = faults or Faults(), kinds, clock, edge
+        self.links = links
         self.elsewhere = ""  # why the private states of devices are not in the store; empty: they are
         self.exchanged: dict[int, tuple[int, int]] = {}  # bytes down and up of visits that are not booked yet
         self.seed, self.round, self.log = topology.seed, 0, RoundLog()

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tierfed.store import Store
+from tierfed.store import Records
 from tierfed.topology import Topology
 from tierfed.tree import Params, stack, take, tmap
 
@@ -19,7 +19,7 @@ class Beginning:
     :param initial: of every architecture; `kinds[i]` says which one device i runs, none: all the first one
     """
 
-    def __init__(self, store: Store, initial: Sequence[Params], kinds: Ids | None) -> None:
+    def __init__(self, store: Records, initial: Sequence[Params], kinds: Ids | None) -> None:
         self.store, self.initial, self.kinds = store, initial, kinds
 
     def give(self, common: Params, own: Iterable[Params] = ()) -> None:
@@ -57,14 +57,14 @@ class Beginning:
         return tmap(lambda t: t.mean(0), stack([take(self.of(int(i)), keys) for i in devices]))  # type: ignore[no-any-return]
 
 
-def put_parents(topology: Topology, store: Store, table: str, levels: Sequence[bool]) -> None:
+def put_parents(topology: Topology, store: Records, table: str, levels: Sequence[bool]) -> None:
     """Writes the parents of some levels of a tree into a table of a store, a record a level."""
     for d, parents in enumerate(topology.parents):
         if levels[d]:
             store.put(table, d, {"of": torch.from_numpy(parents.astype(np.int32))})
 
 
-def with_parents(topology: Topology, store: Store, table: str) -> Topology:
+def with_parents(topology: Topology, store: Records, table: str) -> Topology:
     """The same nodes with the parents that a table of a store has, level by level; the own ones where it has none."""
     found = [store.get(table, d) for d in range(topology.depth)]
     if all(record is None for record in found):

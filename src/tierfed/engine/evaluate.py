@@ -17,7 +17,7 @@ from tierfed.algorithm import Data
 from tierfed.engine.base import Engine, Ids
 from tierfed.engine.vectorized import Vectorized
 from tierfed.tree import Params, Tree, nbytes, row, stack, tmap
-from tierfed.wire import payload_bytes
+from tierfed.wire import payload
 
 Each = Params | list[Params]
 """A model of each of C devices: stacked, leaves [C, ...], where a common one is expanded; or one after the other."""
@@ -372,7 +372,7 @@ def message_to(engine: Engine, device: int) -> Tree:
 def message_bytes(engine: Engine, devices: Ids) -> Ids:
     """Bytes of what the parents of some devices would send them now [H]."""
     walk = _Walk(engine)
-    sizes = [payload_bytes(stack([walk.message(engine.depth, int(i))]), 1)[0] for i in devices]
+    sizes = [payload(walk.message(engine.depth, int(i))) for i in devices]
     return np.array(sizes, np.int64)
 
 

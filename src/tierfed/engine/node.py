@@ -51,6 +51,15 @@ class Children(Protocol):
         """Sends each kid its message; its reply, or None: it was not heard."""
         ...
 
+    def reduce(
+        self, burst: int, poll: Poll, heard: list[int], sent: list[Tree], got: list[Reply], weights: Counts
+    ) -> Tree:
+        """What the node absorbs: the weighted mean of the replies, or what it makes of them in its place.
+
+        :param heard: places of the replies among the kids; :param sent: the messages that they answer
+        """
+        ...
+
 
 class Weighing(NamedTuple):
     """How replies are weighed at this node."""
@@ -108,7 +117,7 @@ def visit(
         if heard:
             got = [r for r in replies if r is not None]
             each = np.stack([r.counts for r in got])
-            state = _absorb(tier, state, poll, heard, got, each, children, weighing, like)
+            state = _absorb(tier, state, burst, poll, heard, messages, got, each, children, weighing, like)
             counts = each.sum(0) if tier.relay else np.append(each.sum(0)[:2], 1.0)
         if tier.sees:
             for r, i in enumerate(poll.roster):
@@ -120,8 +129,10 @@ def visit(
 def _absorb(
     tier: Tier,
     state: Tree,
+    burst: int,
     poll: Poll,
     heard: list[int],
+    messages: list[Tree],
     replies: list[Reply],
     each: npt.NDArray[np.float64],
     children: Children,
@@ -141,4 +152,5 @@ def _absorb(
     if poll.walk is not None:
         said = {j: (r.message, float(w)) for j, r, w in zip(heard, replies, weights, strict=True)}
         return tier.absorb(state, mean_of_chain(tier, poll.walk, said), info)
-    return tier.absorb(state, weighted_mean([r.message for r in replies], weights / weights.sum()), info)
+    sent = [messages[j] for j in heard]
+    return tier.absorb(state, children.reduce(burst, poll, heard, sent, replies, weights), info)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import numpy as np
 
 from tierfed.engine.base import Engine, Flags, Ids
+from tierfed.engine.crossing import arrive, enough, leave, reduce, tell, untold
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Children, Counts, Poll, Reply, Weighing, visit
+from tierfed.links import Heard
 from tierfed.tree import Tree, row, stack
-from tierfed.wire import decode, encode, payload_bytes
+from tierfed.wire import decode, encode, payload
 
 Replies = list[Reply | None]
 
@@ -22,7 +24,7 @@ class Level(ABC):
 
     @abstractmethod
     def ask(self, kids: Ids, messages: list[Tree], awake: Flags, tick: int) -> Replies:
-        """What each of the kids that are awake replies, with what it still owes; None: nothing."""
+        """What each of the kids that are awake replies, with what it still owes, as it has travelled; None: nothing."""
 
     @abstractmethod
     def tell(self, kids: Ids, replies: Replies, heard: Flags) -> None:
@@ -45,18 +47,37 @@ class Level(ABC):
 
     def exchange(self, burst: int, poll: Poll, messages: list[Tree]) -> Replies:
         e, tick, to, kids = self.engine, self._tick(burst), self.engine.reach(self.depth), poll.kids
+        told = tell(e, self.depth, self.node, kids, tick)
+        messages = [{**m, **told} for m in messages] if told else messages
         replies = self.ask(kids, messages, e.awake(self.depth, to, kids, tick), tick)
         said = [{} if r is None else r.message for r in replies]
         down, up_bytes = (np.array([payload(m) for m in trees]) for trees in (messages, said))
         near = None if e.edge is None else self._near(to, kids, messages, said)
         answered: Flags = np.array([r is not None for r in replies])
+        more = e.links.above(to).overhead(len(kids))
+        down, up_bytes = down + more[0], up_bytes + more[1] * answered
         late = np.zeros(len(kids), bool)
         moved = (down, up_bytes) if near is None else near
         late[answered] = e.late(to, kids[answered], moved[0][answered], moved[1][answered], tick)
         walks = [] if poll.walk is None else [poll.walk]
         heard = e.settle(self.depth, to, kids, down, up_bytes, answered, late, tick, walks, near)
+        heard = enough(e, to, np.zeros(len(kids), np.int64), heard)
+        replies = [
+            None if r is None else r._replace(message=self._arrived(to, int(i), m, r, tick))
+            for i, m, r in zip(kids, messages, replies, strict=True)
+        ]
         self.tell(kids, replies, heard)
         return [r if ok else None for r, ok in zip(replies, heard, strict=True)]
+
+    def _arrived(self, to: int, child: int, sent: Tree, reply: Reply, tick: int) -> Tree:
+        weight = float(reply.counts[self.engine.units[self.depth]])
+        return arrive(self.engine, to, child, sent, reply.message, weight, tick)
+
+    def reduce(
+        self, burst: int, poll: Poll, heard: list[int], sent: list[Tree], got: list[Reply], weights: Counts
+    ) -> Tree:
+        said = Heard([r.message for r in got], sent, weights, poll.kids[heard], poll.kids)
+        return reduce(self.engine, self.depth, self.node, said, self._tick(burst))
 
     def _near(self, to: int, kids: Ids, messages: list[Tree], said: list[Tree]) -> tuple[Ids, Ids]:
         """Bytes down and up on the devices' own links, where an edge holds a part of the model."""
@@ -68,11 +89,6 @@ class Level(ABC):
             np.array([payload(t.crossing(m)) for t, m in zip(tasks, trees, strict=True)]) for trees in (messages, said)
         )
         return down, up
-
-
-def payload(message: Tree) -> int:
-    """Bytes of payload of one message."""
-    return int(payload_bytes(stack([message]), 1)[0])
 
 
 def visited(engine: Engine, children: Children, depth: int, node: int, state: Tree) -> tuple[Tree, Counts | None]:
@@ -120,10 +136,12 @@ class Here(Level):
         e, to, unit = self.engine, self.engine.reach(self.depth), self.engine.units[self.depth]
         replies: Replies = []
         for i, message, up in zip(kids.tolist(), messages, awake, strict=True):
-            reply = self.answer(e, to, i, decode(encode(message), e.plan.x.device), tick) if up else None
+            got = decode(encode(message), e.plan.x.device)
+            reply = self.answer(e, to, i, untold(got), tick) if up else None
             if reply is not None:
-                owed = e.with_owed(to, i, reply.message, float(reply.counts[unit]))
-                reply = Reply(decode(encode(owed), e.plan.x.device), reply.counts)
+                weight = float(reply.counts[unit])
+                said = leave(e, to, i, got, e.with_owed(to, i, reply.message, weight), weight, tick)
+                reply = Reply(decode(encode(said), e.plan.x.device), reply.counts)
             replies.append(reply)
         return replies
 

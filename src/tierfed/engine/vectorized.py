@@ -13,6 +13,7 @@ from torch.func import vmap
 
 from tierfed.algorithm import Info, Tier
 from tierfed.engine.base import Engine, Flags, Ids
+from tierfed.engine.crossing import crossed, enough, reduced, tell, untold
 from tierfed.engine.log import RoundLog
 from tierfed.engine.node import Walk, mean_of_chain
 from tierfed.engine.processes import Processes
@@ -117,6 +118,7 @@ class Vectorized(Engine):
                 down = Down(self._send_by_slot(tier, state, burst, seen), np.arange(len(burst.kids)))
             else:
                 down = Down(over(lambda s: tier.send(s, torch.tensor(0)), n, state), burst.owner)
+            down = self._telling(depth, nodes, burst, down)
             up, each, heard = self._exchange(depth, to, burst, down)
             info = self._infos(depth, nodes, each[:, self.units[depth]] * heard, burst.owner)
             if tier.watches:
@@ -127,6 +129,8 @@ class Vectorized(Engine):
                 weight = each[:, self.units[depth]] * heard
                 if burst.walks:
                     mean = _means_of_chains(tier, burst, up.whole(), weight)
+                elif self.links.at(depth).rule is not None:
+                    mean = reduced(self, depth, nodes, burst.owner, burst.kids, down, up.whole(), weight, burst.tick)
                 else:
                     mean = up.mean(n, burst.owner, weight)
                 new = over(lambda s, u, *i: tier.absorb(s, u, Info(*i)), n, state, mean, *info)
@@ -159,14 +163,27 @@ class Vectorized(Engine):
                 downs.append(vmap(tier.send, (None, 0))(full, torch.as_tensor(slots)))
         return tmap(lambda *t: torch.cat(t), *downs)  # type: ignore[no-any-return]
 
+    def _telling(self, depth: int, nodes: Ids, burst: _Burst, down: Down) -> Down:
+        """The messages with what the rules of the nodes tell their children."""
+        if self.links.at(depth).rule is None:
+            return down
+        told = [tell(self, depth, int(i), burst.kids[burst.owner == r], burst.tick) for r, i in enumerate(nodes)]
+        if not any(told):
+            return down
+        said, added = row(down.messages, torch.as_tensor(down.owner)), row(stack(told), torch.as_tensor(burst.owner))
+        return Down({**said, **added}, np.arange(len(burst.kids)))
+
     def _exchange(self, depth: int, to: int, burst: _Burst, down: Down) -> tuple[Up, Counts, Flags]:
         """(replies of those polled, counts [H, 3], who is heard [H])"""
         kids, n, unit = burst.kids, len(burst.kids), self.units[depth]
         awake = np.flatnonzero(self.awake(depth, to, kids, burst.tick))
         each: Counts = np.zeros((n, 3))
-        sent, up = down.bytes(), Up(n)
+        polled = np.bincount(burst.owner)
+        more = np.array([self.links.above(to).overhead(int(c)) for c in polled])[burst.owner]  # [H, 2]
+        sent, up = down.bytes() + more[:, 0], Up(n)
         if len(awake):
-            up, each[awake] = self._answer(to, kids[awake], down.of(awake), burst.tick)
+            plain = down._replace(messages=untold(down.messages))
+            up, each[awake] = self._answer(to, kids[awake], plain.of(awake), burst.tick)
             up = up.at(awake, n)
         answered = each[:, 1] > 0
         owing = answered & self._owing(to, kids) if "owed" in up else np.zeros(n, bool)
@@ -174,9 +191,11 @@ class Vectorized(Engine):
         if answered.any():
             if owing.any():
                 up = self._with_owed(to, kids, up.whole(), answered, each[:, unit])
-            size = up.bytes() * answered
+            up, size = crossed(self, to, kids, down, up, each[:, unit], answered, burst.tick)
+            size = size + more[:, 1] * answered
             late[answered] = self.late(to, kids[answered], sent[answered], size[answered], burst.tick)
         heard = self.settle(depth, to, kids, sent, size, answered, late, burst.tick, burst.walks)
+        heard = enough(self, to, burst.owner, heard)
         unsettled = owing | (answered & ~heard if "owed" in up else np.zeros(n, bool))
         booked = np.flatnonzero(unsettled)
         owed = up.whole()["owed"] if len(booked) else {}

@@ -21,10 +21,9 @@ from tierfed.export.card import ModelCard
 from tierfed.export.check import Variant, compared, losses, refuse_other_predictions
 from tierfed.export.prune import keep_largest, masked, tuned, weights
 from tierfed.export.quantize import quantized
-from tierfed.kinds import default_model
 from tierfed.loop import at_best, open_run
 from tierfed.metrics import main_metric, write_atomic
-from tierfed.models import MODELS
+from tierfed.models import MODELS, default_model
 from tierfed.result import Result
 from tierfed.selection import BEST
 from tierfed.session import on_disk

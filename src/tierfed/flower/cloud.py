@@ -45,16 +45,7 @@ class OverGrid(Engine):
     """
 
     def __init__(self, world: World, store: Store, fleet: Fleet) -> None:
-        super().__init__(
-            world.algorithm,
-            world.tasks,
-            world.topology,
-            world.plan,
-            store,
-            faults=world.config.faults,
-            kinds=world.kinds,
-            clock=world.clock,
-        )
+        super().__init__(**world.parts(store))
         self.fleet, self.elsewhere = fleet, _AT_FLOWER
         self.token = secrets.token_hex(8)  # of the run: devices tell their private states of different runs apart by it
         self.told: dict[int, dict[str, float]] = {}  # what devices let be seen of their private states

@@ -91,6 +91,11 @@ def check_world(world: World) -> None:
             f"with algorithm.name = {name!r} a sum travels from device to device, but Flower's supernodes talk to its "
             "server alone, which would see every reply; take another algorithm"
         )
+    if world.links.below or world.links.attack is not None:
+        raise InputError(
+            "[links] and [attack] change replies on their way, which Flower's messages have no place for; leave them "
+            "out, or deploy the run without Flower"
+        )
 
 
 def card(world: World, settled: Settled, device: int) -> dict[str, Any]:

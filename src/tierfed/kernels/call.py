@@ -170,7 +170,7 @@ def _run(call: Call, c: int, flat: list[Tensor], dims: list[int | None]) -> Para
     if pool != [None, None] or any(is_functorch_wrapped_tensor(t) for t in flat):
         return by_definition(call, c, flat, dims)
     with torch.no_grad():
-        at = Operands.of(call, [t.detach()[None] if d is None else t.detach() for t, d in zip(flat, dims, strict=True)])
+        at = Operands.of(call, [_rows(t.detach(), d) for t, d in zip(flat, dims, strict=True)])
         x, y, rows, live, seed = at.data
         rows, live, seed = (t.expand(c, *t.shape[1:]).flatten(1, 2) for t in (rows, live, seed))
         work = Work(
@@ -189,6 +189,13 @@ def _run(call: Call, c: int, flat: list[Tensor], dims: list[int | None]) -> Para
         )
         changed = call.kernel(work)
     return by_definition(call, c, flat, dims) if changed is None else changed
+
+
+def _rows(t: Tensor, dim: int | None) -> Tensor:
+    """[c, ...], or [1, ...] where all devices share it: what one message to many is."""
+    if dim is None:
+        return t[None]
+    return t[:1] if t.stride(0) == 0 else t
 
 
 def _number(value: float | Tensor) -> float | Tensor:

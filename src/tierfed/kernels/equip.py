@@ -162,7 +162,7 @@ def refusal(name: str, task: Task, device: torch.device) -> str:
     """
     if name not in KERNELS:
         raise InputError(f"unknown kernel {name!r}; {nearest(name, KERNELS)}")
-    if name in BATCHED and _has_its_own(task):
+    if name in BATCHED and _has_its_own(task) and not (name == "vmap" and task.mapped):
         return f"{type(task).__name__} computes in its own way, as a model that is cut between device and edge does"
     if name == "graphs" and device.type != "cuda":
         return "needs CUDA"

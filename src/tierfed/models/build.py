@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tierfed.errors import InputError, nearest
+from tierfed.lookup import near_module
 from tierfed.models.networks import MODELS, Shape, fitting
 
 _DATA = ("shape", "outputs")
@@ -52,6 +53,13 @@ def build_model(name: str, shape: Shape, outputs: int, options: Mapping[str, Any
             "use layers with given sizes, the signature may take 'shape' and 'outputs' for that"
         )
     return module
+
+
+def default_model(shape: Shape) -> str:
+    """A network by the shape of a sample: [channels, length] a CNN, RGB images a LeNet with batch norm, else an MLP."""
+    if len(shape) == 2:
+        return "cnn1d"
+    return "lenet16_bn" if shape == (3, 32, 32) else "mlp" if len(shape) == 1 else "epflu_mlp"
 
 
 def check_fit(
@@ -100,9 +108,10 @@ def _load(name: str) -> Callable[..., object]:
     try:
         module = importlib.import_module(path)
     except Exception as err:
+        hint = near_module(path) if isinstance(err, ModuleNotFoundError) and err.name == path else ""
         raise InputError(
-            f"model {name!r}: importing {path!r} failed with {_reason(err)}; "
-            "install its package, put its folder on PYTHONPATH, or mend the module"
+            f"model {name!r}: importing {path!r} failed with {_reason(err)}"
+            f"{hint or '; install its package, put its folder on PYTHONPATH, or mend the module'}"
         ) from err
     try:
         found = operator.attrgetter(attribute)(module)

@@ -29,7 +29,7 @@ def new(
         f"{folder}: {', '.join(p.name for p in files)}",
         f"cd {folder}",
         "tierfed run config.toml       # train, and write a report",
-        "pytest                        # does the algorithm keep the laws?",
+        "pytest                        # does the algorithm keep the laws? (pip install pytest)",
     ):
         out.print(text, soft_wrap=True, markup=False, highlight=False)
 

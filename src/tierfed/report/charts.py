@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from tierfed.data.dataset import evenly
 from tierfed.metrics import Floats, summarize
 from tierfed.report.colors import PALETTE
-from tierfed.report.load import MAX_DEVICES, Devices, RunFolder
+from tierfed.report.load import RunFolder
 from tierfed.report.style import (
-    HEAT,
     MODEL_COLORS,
     MODEL_DASHES,
     Chart,
@@ -188,61 +186,6 @@ def faults(run: RunFolder) -> Chart | None:
             "showlegend": True,
             "xaxis": _all_rounds(run),
             "yaxis": count_axis(sum(max(t.y) for t in traces)),
-        },
-    )
-
-
-def holdings(run: RunFolder) -> Chart:
-    """Who holds what in a run."""
-    return holdings_of(run.devices)
-
-
-def holdings_of(devices: Devices) -> Chart:
-    """Training samples for each label and device, or for each device where there are no labels; of many devices
-    some, evenly taken.
-    """
-    known = np.flatnonzero(devices.counts.any(1)) if devices.counts.any() else np.arange(len(devices.names))
-    drawn = known[evenly(len(known), MAX_DEVICES)].tolist()
-    order = sorted(drawn, key=lambda i: devices.teams[i])
-    names, teams = [devices.names[i] for i in order], [devices.teams[i] for i in order]
-    shown = [f"{t} / {n}" if t else n for n, t in zip(safe(names), safe(teams), strict=True)]
-    labels, among = devices.counts.shape[1], f" of {len(devices.names)}" if len(names) < len(devices.names) else ""
-    if labels:
-        counts = devices.counts[order]
-        traces: list[Any] = [
-            go.Heatmap(
-                x=shown,
-                y=[str(k) for k in range(labels)],
-                z=counts.T.tolist(),
-                colorscale=HEAT,
-                colorbar={"title": {"text": "samples"}, "thickness": 12, "outlinewidth": 0},
-                hovertemplate="%{x}, label %{y}: %{z} samples<extra></extra>",
-                xgap=1 if len(names) <= 120 else 0,
-                ygap=1 if labels <= 40 else 0,
-            )
-        ]
-    else:
-        traces = [go.Bar(x=shown, y=devices.train[order].tolist(), marker={"color": PALETTE[0]}, name="samples")]
-    sums = [devices.train, devices.val, devices.test]
-    rows = [
-        [n, t, *(str(s[i]) for s in sums), " ".join(map(str, devices.counts[i].tolist()))]
-        for i, n, t in zip(order, names, teams, strict=True)
-    ]
-    headers = ("device", "team", "train", "validation", "test", "training samples per label")
-    return chart(
-        "Who holds what",
-        traces,
-        x="device, by team" if any(teams) else "device",
-        y="label" if labels else "training samples",
-        alt=f"{'Heat map of training samples per label' if labels else 'Bar chart of training samples'} for "
-        f"{len(names)} devices{among}; {int(devices.train.sum())} training samples in all.",
-        note=f"{len(names)} devices{among} are drawn, evenly taken." if among else "",
-        data=capped(headers if labels else headers[:-1], rows if labels else [r[:-1] for r in rows], 200, 2),
-        height=min(max(240, 22 * labels + 140), 560),
-        layout={
-            "hovermode": "closest",
-            "xaxis": {"type": "category", "showticklabels": len(names) <= 40, "showgrid": False},
-            "yaxis": {"type": "category", "showgrid": False} if labels else {},
         },
     )
 

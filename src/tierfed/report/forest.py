@@ -21,6 +21,7 @@ _STEPS, _POINTS = 12, 6000  # positions of the slider: so many, and so many devi
 _MOVERS = 100
 _HIDDEN = {"visible": False, "showgrid": False, "zeroline": False}
 _GRAY = "#7d8590"
+_SLIDER = "128,136,150"  # seen in both themes
 
 
 class Shape(NamedTuple):
@@ -235,7 +236,7 @@ def _traces(run: RunFolder, picture: _Picture, ends: tuple[float, float]) -> lis
     number = score_axis(run.metric)["hoverformat"]
     size = 13 if len(picture.scores) <= 60 else 9 if len(picture.scores) <= 300 else 6
     bar = {"title": {"text": axis_name(run.metric)}, "thickness": 12, "outlinewidth": 0, "len": 0.6}
-    tick = {"tickformat": ".0%"} if run.metric == "accuracy" else {}
+    tick = {"tickformat": ".1~%"} if run.metric == "accuracy" else {}
     edges = {"color": "rgba(128,136,150,0.45)", "width": 1}
     return [
         go.Scatter(x=picture.edges[0], y=picture.edges[1], mode="lines", line=edges, hoverinfo="skip"),
@@ -281,6 +282,8 @@ def _slider(pictures: dict[int, _Picture], rounds: list[int]) -> dict[str, Any]:
         steps.append({"label": str(r), "method": "restyle", "args": [change, [0, 1, 2]]})
     return {
         "active": len(rounds) - 1,
+        **{"bgcolor": f"rgba({_SLIDER},.3)", "bordercolor": f"rgba({_SLIDER},.5)"},
+        **{"activebgcolor": f"rgba({_SLIDER},1)", "tickcolor": f"rgba({_SLIDER},.7)"},
         "currentvalue": {"prefix": "after round "},
         "pad": {"t": 8, "b": 8, "l": 20, "r": 20},
         "len": 0.9,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tierfed.errors import InputError
 from tierfed.report.grid import GridFolder
-from tierfed.report.load import Devices, RunFolder
+from tierfed.report.load import RunFolder
 
 
 def gather(folders: Sequence[Path]) -> GridFolder:
@@ -54,10 +54,13 @@ def only(run: RunFolder, names: Sequence[str]) -> RunFolder:
     wanted = set(names)
     keep = np.array([i for i, n in enumerate(run.devices.names) if n in wanted], np.int64)
     d, table = run.devices, run.metrics
-    devices = Devices(
-        tuple(d.names[i] for i in keep),
-        tuple(d.teams[i] for i in keep),
-        *(a[keep] for a in (d.train, d.val, d.test, d.counts)),
+    devices = d._replace(
+        names=tuple(d.names[i] for i in keep),
+        teams=tuple(d.teams[i] for i in keep),
+        train=d.train[keep],
+        val=d.val[keep],
+        test=d.test[keep],
+        counts=d.counts[keep],
     )
     own = pc.and_(pc.equal(table["tier"], "device"), pc.not_equal(table["node"], ""))
     inside = pc.is_in(table["node"], pa.array([d.names[i] for i in keep]))

@@ -40,13 +40,13 @@ def devices_of(federation: Federation) -> Devices:
     counts = np.zeros((len(federation), len(federation.classes)), np.int64)
     drawn = evenly(len(federation), MAX_DEVICES)  # the others are not in the chart
     counts[drawn] = federation.label_counts(devices=drawn)
-    return Devices(tuple(federation.devices), tuple(teams), *sizes, counts)
+    return Devices(tuple(federation.devices), tuple(teams), *sizes, counts, tuple(federation.classes))
 
 
 def _page(federation: Federation, name: str) -> str:
     """The page of reports with one chart."""
-    from tierfed.report.charts import holdings_of  # noqa: PLC0415
     from tierfed.report.html import filled  # noqa: PLC0415
+    from tierfed.report.labels import holdings_of  # noqa: PLC0415
 
     samples, teams = int(federation.sizes().sum()), len(federation.teams)
     facts = [

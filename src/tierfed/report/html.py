@@ -5,9 +5,11 @@ import gzip
 import json
 import os
 import shlex
+import tomllib
 from dataclasses import replace
 from functools import cache
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -17,18 +19,32 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tierfed.metrics import MODELS
-from tierfed.report import charts, compare, costs, forest, fronts, spread, ties
+from tierfed.report import charts, compare, costs, forest, fronts, labels, spread, ties
 from tierfed.report.grid import GridFolder, Member, member_of
 from tierfed.report.load import RunFolder
 from tierfed.report.pairs import paired_grid, paired_tests
+from tierfed.report.search import search
 from tierfed.report.stages import before_and_after, origin
 from tierfed.report.style import Chart
 from tierfed.report.tables import comparison_cell, summary_grid
-from tierfed.report.words import INTERVAL, MODEL_NAMES, NONE, Grid, amount, duration, metric_name, score, within
+from tierfed.report.words import (
+    EPSILON,
+    INTERVAL,
+    MODEL_NAMES,
+    NONE,
+    Grid,
+    amount,
+    data_name,
+    duration,
+    metric_name,
+    score,
+    within,
+)
 
 MAX_EMBEDDED = 24
 MAX_LAYERS = 8
 MAX_TREES = 8
+SPENT = "epsilon_"
 
 
 class Tile(NamedTuple):
@@ -93,7 +109,20 @@ def embedded(chart: Chart) -> Markup:
 
 
 def _known(*found: Chart | None) -> list[Chart]:
-    return [c for c in found if c is not None]
+    return in_rows([c for c in found if c is not None])
+
+
+def in_rows(charts: list[Chart]) -> list[Chart]:
+    """Charts of half a width stand in pairs; one without a partner takes the whole width."""
+    out: list[Chart] = []
+    for half, group in groupby(charts, key=lambda c: c.half):
+        some = list(group)
+        out += [*some[:-1], replace(some[-1], half=False)] if half and len(some) % 2 else some
+    return out
+
+
+def _data(run: RunFolder) -> str:
+    return data_name(run.source, run.setting("data", "path"))
 
 
 def _run_page(member: Member, out: Path) -> dict[str, Any]:
@@ -101,7 +130,8 @@ def _run_page(member: Member, out: Path) -> dict[str, Any]:
     devices = f"{len(run.devices.names)} devices" + (f" in {len(run.teams)} teams" if run.teams else "")
     learning = [charts.learning(run, m) for m in dict.fromkeys((run.metric, "loss"))]
     alpha = [charts.trace(run, *pair) for pair in run.traces if pair[1] == "alpha"]
-    other = [charts.trace(run, *pair) for pair in run.traces if pair[1] != "alpha"]
+    spent = [pair for pair in run.traces if pair[1].startswith(SPENT)]
+    other = [charts.trace(run, *pair) for pair in run.traces if pair[1] != "alpha" and pair not in spent]
     maps = _listening(run)
     more = maps[MAX_LAYERS:]
     sections = [
@@ -111,6 +141,7 @@ def _run_page(member: Member, out: Path) -> dict[str, Any]:
         Section("Devices", _known(spread.per_device(run), spread.ranked(run), spread.gained(member))),
         Section("The tree", _known(forest.tree(run), forest.memberships(run), charts.moves(run))),
         Section("Inside the algorithm", _known(*alpha, *other)),
+        Section("Privacy", _known(*(charts.trace(run, *pair) for pair in spent))),
         Section("Who listens to whom", maps[:MAX_LAYERS], closed=[("More layers", more)] if more else []),
         Section(
             "Cost",
@@ -118,11 +149,11 @@ def _run_page(member: Member, out: Path) -> dict[str, Any]:
             costs.cost_table(run),
         ),
         Section("Faults", _known(charts.faults(run))),
-        Section("Data", _known(charts.holdings(run))),
+        Section("Data", [labels.holdings(run), *labels.accuracies(run)]),
     ]
     folder = shlex.quote(run.path.resolve().name)
     return {
-        "title": f"{run.algorithm} on {run.source}",
+        "title": f"{run.algorithm} on {_data(run)}",
         "kind": "run",
         "facts": [
             devices,
@@ -170,6 +201,11 @@ def _run_tiles(run: RunFolder) -> list[Tile]:
     for model in [m for m in ("personal_post", "global") if m in run.models][:1]:
         value = score(run.statistics(model)["worst"], run.metric)
         tiles.append(Tile("worst 10 % of devices", value, f"mean, {MODEL_NAMES[model]}"))
+    for tier, metric in run.traces:
+        if metric.startswith(SPENT):
+            value = f"{EPSILON} = {run.panel(tier, metric).values[-1, 0]:.3g}"
+            name = metric_name(metric).partition(",")[0]
+            tiles.append(Tile(name, value, "differential privacy, at the delta of its table"))
     return [*tiles, *_cost_tiles(run)]
 
 
@@ -184,8 +220,8 @@ def _cost_tiles(run: RunFolder) -> list[Tile]:
 
 
 def _grid_page(grid: GridFolder, out: Path, reference: str) -> dict[str, Any]:
-    holdings = _known(charts.holdings(grid.members[0].run))
-    sources = sorted({m.run.source for m in grid.members})
+    holdings = [labels.holdings(grid.members[0].run)]
+    sources = sorted({_data(m.run) for m in grid.members})
     sizes = sorted({len(m.run.devices.names) for m in grid.members})
     winners = [grid.best(c) for c in grid.columns]
     rows = [[label, *(comparison_cell(grid, label, c) for c in grid.columns)] for label in grid.labels]
@@ -214,6 +250,7 @@ def _grid_page(grid: GridFolder, out: Path, reference: str) -> dict[str, Any]:
             Grid(("algorithm", *(c.title for c in grid.columns)), rows, " ".join([note, *grid.notes])),
             frozenset(bold),
         ),
+        Section("Search", in_rows(_search(grid))),
         Section("Paired tests", [], tests),
         Section(
             "Score against cost",
@@ -244,6 +281,16 @@ def _grid_page(grid: GridFolder, out: Path, reference: str) -> dict[str, Any]:
         "configs": [(f"Resolved config of {m.name}", m.run.config_text) for m in grid.members],
         "commands": commands,
     }
+
+
+def _search(grid: GridFolder) -> list[Chart]:
+    """What a sweep has tried, where the grid is one."""
+    own = all(m.run.path.parent == grid.path for m in grid.members)
+    try:
+        settings = tomllib.loads((grid.path / "config.toml").read_text("utf-8")).get("sweep", {})
+    except (OSError, ValueError):
+        return []
+    return search(grid.path, str(settings.get("objective", "value"))) if own else []
 
 
 def _grid_tiles(grid: GridFolder) -> list[Tile]:

@@ -52,8 +52,7 @@ class Panel(NamedTuple):
 
 class Devices(NamedTuple):
     """The devices of a run, N of them: names, initial teams ("" if flat), sample counts [N], label counts [N, L]; of
-    many devices some have label counts, the others zeros.
-    """
+    many devices some have label counts, the others zeros. Names of labels where they are known."""
 
     names: tuple[str, ...]
     teams: tuple[str, ...]
@@ -61,6 +60,7 @@ class Devices(NamedTuple):
     val: Ints
     test: Ints
     counts: Ints
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +80,14 @@ class RunFolder:
 
         :raises InputError: a file is missing, damaged or does not belong to the others
         """
-        text = _load(path, "config.toml", lambda p: p.read_text(encoding="utf-8"))
+        text = load(path, "config.toml", lambda p: p.read_text(encoding="utf-8"))
         run = cls(
             path=path,
-            config=_load(path, "config.toml", lambda p: tomllib.loads(text)),
+            config=load(path, "config.toml", lambda p: tomllib.loads(text)),
             config_text=text,
-            devices=_load(path, "devices.parquet", _devices),
-            metrics=_load(path, "metrics.parquet", lambda p: _table(p, METRICS)),
-            events=_load(path, "events.jsonl", _events),
+            devices=load(path, "devices.parquet", _devices),
+            metrics=load(path, "metrics.parquet", lambda p: read_table(p, METRICS)),
+            events=load(path, "events.jsonl", _events),
         )
         if not isinstance(run.setting("algorithm", "name"), str):
             raise InputError(
@@ -149,7 +149,7 @@ class RunFolder:
 
         :raises InputError: the file of devices is damaged
         """
-        return _load(self.path, "devices.parquet", _above)
+        return load(self.path, "devices.parquet", _above)
 
     def panel(self, tier: str, metric: str, model: str = "", split: str = "") -> Panel:
         """One metric of one tier over rounds and nodes; devices come in the order of `devices`.
@@ -169,13 +169,13 @@ class RunFolder:
     def _panel(self, tier: str, metric: str, model: str, split: str) -> Panel:
         table = self._rows(tier, metric, model, split)
         names = self.devices.names if tier == "device" else tuple(sorted(set(table["node"].to_pylist())))
-        column = self._places(table, metric, names)
+        column = self.places(table, metric, names)
         rounds, row = np.unique(table["round"].to_numpy().astype(np.int64), return_inverse=True)
         values = np.full((len(rounds), len(names)), np.nan)
         values[row, column] = table["value"].to_numpy()
         return Panel(rounds, names, values)
 
-    def _places(self, table: pa.Table, metric: str, names: tuple[str, ...]) -> Ints:
+    def places(self, table: pa.Table, metric: str, names: tuple[str, ...]) -> Ints:
         """The places of the nodes of a table among some names."""
         column = pc.index_in(table["node"], value_set=pa.array(names, pa.string())).fill_null(-1).to_numpy()
         if (column < 0).any():
@@ -196,7 +196,7 @@ class RunFolder:
         key = (model, metric or self.metric)
         if key not in self._scores:
             table = self._rows("device", key[1], model, "test")
-            places, rounds = self._places(table, key[1], self.devices.names), table["round"].to_numpy()
+            places, rounds = self.places(table, key[1], self.devices.names), table["round"].to_numpy()
             order = np.lexsort((places, rounds))
             found, begin = np.unique(rounds[order], return_index=True)
             parts = (np.split(a[order], begin[1:]) for a in (places, table["value"].to_numpy()))
@@ -290,7 +290,7 @@ class RunFolder:
         """
         if not (self.path / "ties.parquet").exists():
             return TIES.empty_table()
-        return _load(self.path, "ties.parquet", lambda p: _table(p, TIES))
+        return load(self.path, "ties.parquet", lambda p: read_table(p, TIES))
 
     @cached_property
     def later(self) -> "RunFolder | None":
@@ -335,10 +335,10 @@ def read_json(path: Path, name: str) -> Any:
 
     :raises InputError: missing or not JSON
     """
-    return _load(path, name, lambda p: json.loads(p.read_text(encoding="utf-8")))
+    return load(path, name, lambda p: json.loads(p.read_text(encoding="utf-8")))
 
 
-def _load(folder: Path, name: str, parse: Callable[[Path], T]) -> T:
+def load(folder: Path, name: str, parse: Callable[[Path], T]) -> T:
     path = folder / name
     try:
         return parse(path)
@@ -358,7 +358,7 @@ def _load(folder: Path, name: str, parse: Callable[[Path], T]) -> T:
         ) from None
 
 
-def _table(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     table = pq.read_table(path)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
@@ -367,7 +367,7 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _devices(path: Path) -> Devices:
-    table = _table(path, DEVICES)
+    table = read_table(path, DEVICES)
     names, teams = tuple(table["device"].to_pylist()), tuple(t or "" for t in table["team"].to_pylist())
     if not names or len(set(names)) < len(names):
         raise ValueError("no devices" if not names else "a device is listed twice")
@@ -377,7 +377,8 @@ def _devices(path: Path) -> Devices:
     for i, count in zip(known, table["counts"].drop_null().to_pylist(), strict=True):
         counts[i, : len(count)] = count
     train, val, test = (table[key].to_numpy().astype(np.int64) for key in ("train", "val", "test"))
-    return Devices(names, teams, train, val, test, counts)
+    labels = json.loads((pq.read_schema(path).metadata or {}).get(b"labels", b"[]"))
+    return Devices(names, teams, train, val, test, counts, tuple(map(str, labels)))
 
 
 def _above(path: Path) -> dict[str, tuple[str, ...]]:

@@ -56,11 +56,11 @@ def chart(
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         height=height,
-        margin={"l": 64, "r": 16, "t": 30, "b": 48},
+        margin={"l": 64, "r": 16, "t": 52 if half else 30, "b": 48},  # a short legend must not meet the buttons
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hovermode="x unified",
         xaxis={"title": {"text": x}, "automargin": True, "zeroline": False},
-        yaxis={"title": {"text": y}, "automargin": True, "zeroline": False},
+        yaxis={"title": {"text": y, "standoff": 12}, "automargin": True, "zeroline": False},
     )
     if x == "round" and max((r for t in figure.data for r in t.x), default=0) <= 12:
         figure.update_layout(xaxis={"dtick": 1})
@@ -71,7 +71,7 @@ def chart(
 def score_axis(metric: str) -> dict[str, Any]:
     """The y axis of a metric: percent for accuracy, from 0 for an error."""
     if metric == "accuracy":
-        return {"tickformat": ".0%", "hoverformat": ".1%"}
+        return {"tickformat": ".1~%", "hoverformat": ".1%"}
     return {"hoverformat": ".4g", "rangemode": "tozero"}
 
 

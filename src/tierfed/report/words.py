@@ -1,13 +1,15 @@
 """Numbers and names as people read them."""
 
 import math
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tierfed.metrics import Floats
 
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
+EPSILON = "\N{GREEK SMALL LETTER EPSILON}"
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 INTERVAL = "± half the width of the 95 % confidence interval for the mean over all devices"
@@ -28,6 +30,9 @@ METRIC_NAMES = {
     "alpha": f"mixing weight {ALPHA}",
     "jg": "global loss on validation data",
     "jl": "local loss on validation data",
+    "epsilon_device": f"privacy spent per device, {EPSILON}",
+    "epsilon_fog": f"privacy spent per team, {EPSILON}",
+    "epsilon_sample": f"privacy spent per sample, {EPSILON}",
     "tie": "distance to the parent's model",
     "zeta": "stopping threshold \N{GREEK SMALL LETTER ZETA}",
 }
@@ -140,3 +145,8 @@ def capped(headers: tuple[str, ...], rows: list[list[str]], limit: int = 60, tex
 
 def _digits(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+
+
+def data_name(source: str, path: Any) -> str:
+    """What data are called in a heading: a file of the user by its name."""
+    return Path(path).stem if source in ("csv", "npz", "parquet") and path else source.removeprefix("given:")

@@ -2,6 +2,8 @@
 
 from tierfed.reproduce import (
     comparison,
+    compression,
+    dp_mnist,
     jobfed_partitions,
     perfit,
     permfl_participation,
@@ -10,6 +12,7 @@ from tierfed.reproduce import (
     pfedla_fig6,
     pfedla_table3,
     pfedla_tables,
+    robustness,
 )
 from tierfed.reproduce.page import as_dict, command, left_out, result_table, scale_text, write_page
 from tierfed.reproduce.runner import Options, Outcome, reproduce
@@ -45,5 +48,8 @@ STUDIES: dict[str, Study] = {
         jobfed_partitions.STUDY,
         perfit.STUDY,
         comparison.STUDY,
+        compression.STUDY,
+        robustness.STUDY,
+        dp_mnist.STUDY,
     )
 }

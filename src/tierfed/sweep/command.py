@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from tierfed.around import SweepSettings
 from tierfed.config import Config
 from tierfed.errors import InputError
 from tierfed.folders import read_run
-from tierfed.options import load
+from tierfed.options import DataDir, Json, Sets, load, numbers
 from tierfed.output import err, folded, out, say
 from tierfed.progress import watching
 from tierfed.report import write_report
@@ -39,26 +40,28 @@ def sweep(
     ] = None,
     method: Annotated[str | None, typer.Option(help="tpe, random or grid.")] = None,
     trials: Annotated[int | None, typer.Option(help="How many settings; of a grid all by default.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,2", help="Every trial with each of these; judged by the mean.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Trials at the same time; 0: as many as there are cores.")] = None,
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="End trials that fall behind.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key: algorithm.lr=0.05")
-    ] = None,
+    set_: Sets = None,
     algorithm: Annotated[str | None, typer.Option("--algorithm", "-a", help="In place of the config's.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Cloud rounds of every trial.")] = None,
-    data_dir: Annotated[str | None, typer.Option("--data-dir", help="Where data sets are (or TIERFED_DATA).")] = None,
+    data_dir: DataDir = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="The folder of the sweep; runs/sweep-NAME by default.")
     ] = None,
     report_: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Search for good settings: grid, random or TPE. Run anew, the command goes on where it was stopped."""
     extra = [*(set_ or []), *([f"run.rounds={rounds}"] if rounds is not None else [])]
-    asked = {"objective": objective, "method": method, "trials": trials, "jobs": jobs, "prune": prune}
+    asked: dict[str, Any] = {"objective": objective, "method": method, "trials": trials, "jobs": jobs, "prune": prune}
+    asked["seeds"] = None if seeds is None else numbers(seeds)
     if is_sweep_folder(Path(source)):
         folder, config = Path(source), read_run(Path(source))
-        if extra or param or algorithm or out_dir is not None:
+        if extra or param or algorithm or out_dir is not None or seeds is not None:
             raise InputError(f"{source} is a sweep that has begun; only --trials and --jobs may be other ones")
     else:
         config = load(source, extra, [algorithm] if algorithm else None, None, data_dir, None)
@@ -141,6 +144,7 @@ def result_table(outcome: Outcome) -> Table:
         out.add_column(column)
     for t in shown:
         value = "–" if t.value is None else f"{t.value:.4g}"
+        value += f" ± {stdev(t.values):.2g}" if len(t.values) > 1 else ""
         state = f"{t.state}: {t.why}" if t.why else t.state
         out.add_row(t.name, value, *(Text(_shown(t.params.get(k))) for k in keys), Text(state))
     if len(outcome.trials) > _SHOWN:

@@ -44,10 +44,12 @@ class Trial:
     """complete, pruned, failed, or running where the sweep was stopped."""
     value: float | None = None
     why: str = ""
+    values: tuple[float, ...] = ()
+    """Of each seed, where there are several; `value` is their mean."""
 
     @property
     def name(self) -> str:
-        """The folder of its run, inside that of the sweep."""
+        """The folder of its run, inside that of the sweep; with several seeds that of a seed has "-s" and it behind."""
         return f"trial-{self.number:03d}"
 
 
@@ -86,10 +88,14 @@ def sweep(config: Config, folder: Path, watch: Watcher | None = None) -> Outcome
     wanted = min(settings.trials or len(points), len(points)) if points else settings.trials or _DEFAULT_TRIALS
     goal = objectives.parse(settings.objective, "sweep.objective")
     jobs = min(settings.jobs or cpu_count() or 1, wanted)
-    if settings.prune and jobs > 1:
-        raise InputError(f"sweep.prune works with one trial at a time; set sweep.jobs = 1 (here it is {jobs})")
+    if settings.prune and (jobs > 1 or len(settings.seeds) > 1):
+        what = f"sweep.jobs = 1 (here it is {jobs})" if jobs > 1 else "sweep.seeds to one of them"
+        raise InputError(f"sweep.prune works with one trial at a time; set {what}")
+    if len(set(settings.seeds)) < len(settings.seeds) or (settings.seeds and "run.seed" in chosen):
+        what = "run.seed of sweep.params" if "run.seed" in chosen else "what is twice"
+        raise InputError(f"sweep.seeds = {list(settings.seeds)}: wanted each seed once; leave out {what}")
     first = points[0] if points else {key: _middle(v) for key, v in chosen.items()}
-    world = prepare(_member(config, first, folder, 0), draft=True)
+    world = prepare(next(iter(_members(config, first, folder, 0).values())), draft=True)
     sign = goal.sign(main_metric(kind(world)))
     _folder(config, folder)
     lock = locked(folder / STUDY)
@@ -113,11 +119,20 @@ def _middle(values: Values) -> Any:
     return int(middle) if values.kind == "int" else middle
 
 
-def _member(config: Config, params: Mapping[str, Any], folder: Path, number: int) -> Config:
-    """The config of one trial."""
+def _members(config: Config, params: Mapping[str, Any], folder: Path, number: int) -> dict[str, Config]:
+    """The configs of one trial by the names of their folders: one, or one for each seed."""
+    if not config.sweep.seeds:
+        return {_name(number): _member(config, params, folder / _name(number))}
+    return {
+        f"{_name(number)}-s{seed}": _member(config, {**params, "run.seed": seed}, folder / f"{_name(number)}-s{seed}")
+        for seed in config.sweep.seeds
+    }
+
+
+def _member(config: Config, params: Mapping[str, Any], out: Path) -> Config:
+    """The config of one run."""
     ordered = {k: params[k] for k in sorted(params, key=lambda k: k not in _FIRST)}
-    out = str(folder / f"trial-{number:03d}")
-    plain = replace(config, sweep=SweepSettings(), grid=GridSettings(), run=replace(config.run, out=out))
+    plain = replace(config, sweep=SweepSettings(), grid=GridSettings(), run=replace(config.run, out=str(out)))
     return load_config(plain, ordered)
 
 
@@ -234,18 +249,19 @@ class _Work:
         configs = {}
         for frozen in open_:
             try:
-                configs[frozen.number] = _member(self.config, self._params(frozen), self.folder, frozen.number)
+                configs[frozen.number] = _members(self.config, self._params(frozen), self.folder, frozen.number)
             except InputError as err:  # a combination that cannot be
                 self._tell(frozen, "FAIL", why=str(err))
         again = f"`tierfed sweep {self.folder}` goes on"
         if self.config.sweep.prune:
             return all(self._watched(t, configs[t.number], again) for t in open_ if t.number in configs)
-        runs = {_name(number): config for number, config in configs.items()}
+        runs = {name: config for members in configs.values() for name, config in members.items()}
         done = run_all(runs, self.jobs, again, self.watch, tolerant=True)
-        ended = [self._judge(t, done.get(_name(t.number))) for t in open_ if t.number in configs]
+        known = [t for t in open_ if t.number in configs]
+        ended = [self._judge(t, {name: done.get(name) for name in configs[t.number]}) for t in known]
         return all(ended)
 
-    def _watched(self, frozen: Any, config: Config, again: str) -> bool:
+    def _watched(self, frozen: Any, members: dict[str, Config], again: str) -> bool:
         """One trial that ends where it is worse than the median of earlier ones."""
         trial = self.optuna.trial.Trial(self.study, frozen._trial_id)
         pruned = []
@@ -262,30 +278,42 @@ class _Work:
                     pruned.append(progress.round)
                     raise KeyboardInterrupt
 
-        done = run_all({_name(frozen.number): config}, 1, again, told, tolerant=True)[_name(frozen.number)]
+        done = run_all(members, 1, again, told, tolerant=True)
         if pruned:
             self._tell(frozen, "PRUNED", why=f"worse than the median at round {pruned[0]}")
             return True
         return self._judge(frozen, done)
 
-    def _judge(self, frozen: Any, done: Done | None) -> bool:
-        """Tells Optuna how good a trial was; whether it came to its end."""
-        if done is None or not (done.finished or done.refused):
+    def _judge(self, frozen: Any, done: Mapping[str, Done | None]) -> bool:
+        """Tells Optuna how good a trial was; whether it came to its end.
+
+        :param done: what became of its runs, by the names of their folders
+        """
+        refused = next((d.refused for d in done.values() if d is not None and d.refused), "")
+        if not refused and any(d is None or not d.finished for d in done.values()):
             return False
-        if done.refused:
-            self._tell(frozen, "FAIL", why=done.refused)
+        if refused:
+            self._tell(frozen, "FAIL", why=refused)
             return True
-        value = self.goal.value(read_rows(self.folder / _name(frozen.number)))
+        values = [self._value(self.folder / name) for name in done]
+        if all(map(math.isfinite, values)):
+            if len(values) > 1:
+                self.study._storage.set_trial_user_attr(frozen._trial_id, "values", values)
+            self._tell(frozen, "COMPLETE", math.fsum(values) / len(values))
+        else:
+            bad = next(v for v in values if not math.isfinite(v))
+            self._tell(frozen, "FAIL", why=f"the objective is {bad}: the training has diverged")
+        return True
+
+    def _value(self, run: Path) -> float:
+        """How good a run was."""
+        value = self.goal.value(read_rows(run))
         if value is None:
             raise InputError(
-                f"sweep.objective = {self.goal.text!r} was not measured by {self.folder / _name(frozen.number)}; the "
-                "algorithm may have no such model, or eval.post or eval.baseline is needed for it"
+                f"sweep.objective = {self.goal.text!r} was not measured by {run}; the algorithm may have no such "
+                "model, or eval.post or eval.baseline is needed for it"
             )
-        if math.isfinite(value):
-            self._tell(frozen, "COMPLETE", value)
-        else:
-            self._tell(frozen, "FAIL", why=f"the objective is {value}: the training has diverged")
-        return True
+        return value
 
     def _tell(self, frozen: Any, state: str, value: float | None = None, why: str = "") -> None:
         if why:
@@ -305,6 +333,7 @@ class _Work:
                 state=names.get(t.state.name, "running"),
                 value=t.value if t.state.name == "COMPLETE" else None,
                 why=t.user_attrs.get("why", ""),
+                values=tuple(t.user_attrs.get("values", ())),
             )
             for t in self.study.get_trials(deepcopy=False)
         ]
@@ -351,12 +380,21 @@ def _at_cloud() -> Any:
 
 def _write(config: Config, out: Outcome) -> None:
     """What a sweep leaves beside its runs: the table, the best config, and the list that reports are made from."""
+    seeds = config.sweep.seeds
     done = [t.name for t in out.trials if t.state == "complete"]
-    rows = [{"trial": t.name, "value": t.value, "state": t.state, **t.params, "why": t.why} for t in out.trials]
+    runs = [f"{name}-s{seed}" for name in done for seed in seeds] if seeds else done
+    rows = [_row(t) for t in out.trials]
     with on_disk(out.folder):
         write_atomic(out.folder / "trials.json", json.dumps(rows, indent=2))
-        if done:
-            write_atomic(out.folder / "grid.json", json.dumps({"runs": done}))
+        if runs:
+            write_atomic(out.folder / "grid.json", json.dumps({"runs": runs}))
         if out.best is not None:
-            best = _member(config, out.best.params, out.folder, out.best.number)
-            write_atomic(out.folder / "best.toml", to_toml(replace(best, run=replace(best.run, out=None))))
+            best = _member(config, {**out.best.params, **({"run.seed": seeds[0]} if seeds else {})}, out.folder)
+            again = GridSettings(seeds=seeds if len(seeds) > 1 else ())
+            write_atomic(out.folder / "best.toml", to_toml(replace(best, run=replace(best.run, out=None), grid=again)))
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    """What `trials.json` says of a trial."""
+    spread = {"values": list(trial.values)} if trial.values else {}
+    return {"trial": trial.name, "value": trial.value, **spread, "state": trial.state, **trial.params, "why": trial.why}

@@ -19,6 +19,7 @@ from tierfed.engine.base import Engine
 from tierfed.engine.serial import Serial
 from tierfed.engine.vectorized import Vectorized
 from tierfed.faults import Faults
+from tierfed.links import NONE, Links
 from tierfed.plan import Plan
 from tierfed.store import MemoryStore, Store
 from tierfed.task import Task
@@ -183,6 +184,7 @@ def make_engine(
     store: Store | None = None,
     clock: Any = None,
     kinds: Ids | None = None,
+    links: Links = NONE,
 ) -> Engine:
     """A fresh engine, "serial" or "vectorized", at round 0; flat by default.
 
@@ -193,7 +195,7 @@ def make_engine(
     topology = build_topology(settings or TopologySettings(fogs=0), plan.samples, seed=seed, natural=teams)
     memory = MemoryStore() if store is None else store
     tasks = [task] if isinstance(task, Task) else task
-    return ENGINES[kind](algorithm, tasks, topology, plan, memory, faults=faults, kinds=kinds, clock=clock)
+    return ENGINES[kind](algorithm, tasks, topology, plan, memory, faults=faults, kinds=kinds, clock=clock, links=links)
 
 
 def run(engine: Engine, rounds: int) -> Engine:

@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -47,14 +47,17 @@ _FILES = {
 }
 
 
-def make_app(root: Path, hosts: list[str], stopping: Callable[[], bool] = lambda: False) -> Starlette:
+def make_app(
+    root: Path, hosts: list[str], stopping: Callable[[], bool] = lambda: False, nodes: Sequence[Path] = ()
+) -> Starlette:
     """The application over the runs below a folder.
 
+    :param nodes: further folders in which states of nodes may be read
     :param stopping: whether the server ends, and with it the streams of events, which have no end of their own
     :param hosts: names by which a browser may call it; any other Host is refused, so that a page of somebody else whose
         name is made to lead here cannot read anything
     """
-    listing, pages, root = Listing(root), Pages(root), root.resolve()
+    listing, pages, root = Listing(root), Pages(root, nodes), root.resolve()
 
     async def shell(request: Request) -> Response:
         return Response(_own("page.html"), media_type="text/html")
@@ -81,8 +84,8 @@ def make_app(root: Path, hosts: list[str], stopping: Callable[[], bool] = lambda
             return _json({"problem": str(err)}, 404)
 
         def state() -> Any:
-            nodes = [] if found.grid else health(found.path, root)
-            return version(found), [(n["node"], n["state"], n["round"], n["children"]) for n in nodes]
+            there = [] if found.grid else health(found.path, pages.allowed)
+            return version(found), [(n["node"], n["state"], n["round"], n["children"]) for n in there]
 
         return _stream(request, stopping, state)
 

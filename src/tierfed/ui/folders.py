@@ -16,7 +16,15 @@ from tierfed.report.words import score
 DEEPEST = 4
 """Levels of folders below the root that are looked through."""
 
-_FILES = ("config.toml", "grid.json", "devices.parquet", "metrics.parquet", "events.jsonl", "ties.parquet")
+_FILES = (
+    "config.toml",
+    "grid.json",
+    "devices.parquet",
+    "metrics.parquet",
+    "events.jsonl",
+    "ties.parquet",
+    "labels.parquet",
+)
 _NO_RUN = ("state", "export", "__pycache__")
 
 Version = tuple[tuple[str, int, int], ...]

@@ -91,6 +91,7 @@ function showRun(page) {
   const id = (title) => title.toLowerCase().replaceAll(" ", "-");
   parts.push(make("nav", { class: "jump", "aria-label": "Parts of this page" }, ...names.map((n) => make("a", { href: "#" + id(n) }, n))));
   if (page.nodes.length) parts.push(nodes(page.nodes));
+  if (page.elsewhere) parts.push(make("p", { class: "note" }, `Fogs and devices keep their states in ${page.elsewhere}, which is not read: it is outside of the folder that is shown. tierfed ui … --nodes ${page.elsewhere} shows them, too.`));
   for (const s of sections) {
     const cards = make("div", { class: "cards" });
     if (s.table) cards.append(make("div", { class: "card" }, ...table(s.table)));

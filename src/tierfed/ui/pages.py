@@ -1,5 +1,6 @@
 """What a page of the live view shows, as plain values: the parts of the report, without HTML."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -10,16 +11,19 @@ from tierfed.report.style import Chart
 from tierfed.report.tables import read
 from tierfed.report.words import Grid
 from tierfed.ui.folders import Entry, Version, version
-from tierfed.ui.nodes import health
+from tierfed.ui.nodes import elsewhere, health
 
 _KEPT = 4  # pages that are remembered
 
 
 class Pages:
-    """The pages of runs, made anew only where files have changed."""
+    """The pages of runs, made anew only where files have changed.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    :param nodes: further folders in which states of nodes may be read
+    """
+
+    def __init__(self, root: Path, nodes: Sequence[Path] = ()) -> None:
+        self.root, self.allowed = root, (root, *nodes)
         self._known: dict[str, tuple[Version, dict[str, Any]]] = {}
         self._lock = Lock()
 
@@ -35,7 +39,10 @@ class Pages:
             self._known[found.name] = known
             while len(self._known) > _KEPT:
                 del self._known[next(iter(self._known))]
-        return {**known[1], "name": found.name, "nodes": [] if found.grid else health(found.path, self.root)}
+        page = {**known[1], "name": found.name, "nodes": [], "elsewhere": ""}
+        if found.grid:
+            return page
+        return page | {"nodes": health(found.path, self.allowed), "elsewhere": elsewhere(found.path, self.allowed)}
 
 
 def _page(found: Entry, root: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import uvicorn
 
 from tierfed.errors import InputError
+from tierfed.lookup import near_folder
 from tierfed.ui.app import make_app
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -33,16 +34,21 @@ class Listening(NamedTuple):
     url: str
 
 
-def listen(root: Path, host: str = "127.0.0.1", port: int = 0, hosts: Sequence[str] = ()) -> Listening:
+def listen(
+    root: Path, host: str = "127.0.0.1", port: int = 0, hosts: Sequence[str] = (), nodes: Sequence[Path] = ()
+) -> Listening:
     """Takes an address for the runs below a folder.
 
     :param host: an address of this machine; others than those of loopback let other machines read
     :param port: 0: any that is free
     :param hosts: further names by which a browser may call this machine
+    :param nodes: further folders in which states of nodes may be read
     :raises InputError: no such folder, or nobody can listen there
     """
-    if not root.is_dir():
-        raise InputError(f"{root} is no folder, wanted the one in which your runs are; give its path")
+    for folder, what in ((root, "your runs are"), *((n, "nodes keep their states") for n in nodes)):
+        if not folder.is_dir():
+            hint = near_folder(folder) or "; give its path"
+            raise InputError(f"{folder} is no folder, wanted the one in which {what}{hint}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family)
     try:
@@ -55,7 +61,7 @@ def listen(root: Path, host: str = "127.0.0.1", port: int = 0, hosts: Sequence[s
     known = [f"[{name}]" if ":" in name else name for name in (*LOOPBACK, host, *hosts)]
     server: Server
     config = uvicorn.Config(
-        make_app(root, known, lambda: server.should_exit),
+        make_app(root, known, lambda: server.should_exit, nodes),
         log_level="warning",
         access_log=False,
         server_header=False,

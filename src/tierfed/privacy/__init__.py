@@ -1,0 +1,1 @@
+"""What protects devices: differential privacy, and sums whose terms nobody sees."""
