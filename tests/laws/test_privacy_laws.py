@@ -94,7 +94,7 @@ def refused(name: str, links: dict[str, Any], settings: TopologySettings) -> str
     """Why an algorithm does not go with links; empty: it does."""
     try:
         engine = engine_of("serial", name, settings, links, mode="full")
-        check_links(Config(algorithm={"name": name}), engine)
+        check_links(Config(algorithm={"name": name}), engine.algorithm, lambda _: engine)
     except InputError as err:
         return str(err)
     return ""
