@@ -22,7 +22,7 @@ from tierfed.testing.laws import agree, same
 from tierfed.testing.toy import make_engine, toy_task
 from tierfed.testing.trees import MODES, by_name, small_plan, trace, trees
 from tierfed.topology import TopologySettings, build_topology
-from tierfed.tree import Tree, sub, vector, zeros
+from tierfed.tree import Tree, leaves, sub, vector, zeros
 
 CLIP = 0.05
 PRIVATE = {"clip": CLIP, "noise_multiplier": 1.0}
@@ -134,7 +134,8 @@ def test_one_device_moves_what_a_parent_takes_by_at_most_clip_over_their_number(
         other, _ = rule.reduce(Heard(replies, sent, np.ones(n), kids, kids), {}, at)
         moved.append(float(vector(sub(base, other)).norm()))
     assert max(moved) <= CLIP / n * (1 + 1e-9)
-    assert max(moved) > 0.5 * CLIP / n  # the bound is reached, so this test can fail
+    if any(True for _ in leaves(got[0])):  # who sends nothing moves nothing
+        assert max(moved) > 0.5 * CLIP / n  # the bound is reached, so this test can fail
 
 
 def unmoved(sent: Tree, reply: Tree) -> Tree:
