@@ -1,11 +1,13 @@
 """Whether what happens on links goes with an algorithm and a tree: asked before the first round."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from tierfed.config import Config
+from tierfed.algorithm import Algorithm
+from tierfed.algorithms import make
+from tierfed.config import Config, personalization
 from tierfed.engine import Engine
 from tierfed.errors import InputError
 from tierfed.links import Case, Links, build_links, flipped, parted
@@ -35,8 +37,25 @@ def linked(
     return replace(links, whole=frozenset(statistics)), replace(plan, x=x, y=y, train=train)
 
 
-def check_links(config: Config, engine: Engine) -> None:
-    """:raises InputError: something on a link does not go with the algorithm or the tree, and why"""
+def check_links(config: Config, algorithm: Algorithm, engine_of: Callable[[Algorithm], Engine]) -> None:
+    """Of a run, and of the stage after its training.
+
+    :raises InputError: something on a link does not go with the algorithm or the tree, and why
+    """
+    _check(config, engine_of(algorithm))
+    later = personalization(config)
+    if later is None:
+        return
+    name = str(later.pop("name"))
+    later.pop("label", None)
+    try:
+        _check(replace(config, algorithm={"name": name}), engine_of(make(name, later, "personalize.options")))
+    except InputError as err:
+        raise InputError(f"personalize.mechanism = {name!r}: {err}") from None
+
+
+def _check(config: Config, engine: Engine) -> None:
+    """:raises InputError: see `check_links`"""
     links, name, topology = engine.links, str(config.algorithm.get("name")), engine.topology
     busy = [d for d in range(engine.depth) if links.at(d).steps or links.at(d).rule is not None]
     attacked = [] if links.attack is None else [links.attack.level - 1]

@@ -258,7 +258,7 @@ def prepare(
 def _checked(world: World, computed: Mapping[str, Any] | None, draft: bool, tell: Tell | None) -> World:
     """The same with work left to edges, and with a choice of how it is computed."""
     world = world if world.config.offload.mode == "none" else offloaded(world)
-    check_links(world.config, world.engine(MemoryStore()))
+    check_links(world.config, world.algorithm, lambda a: replace(world, algorithm=a).engine(MemoryStore()))
     world = replace(world, tasks=guarded(world.config, world.engine(MemoryStore())))
     return world if world.engine_name == "serial" else replace(world, choice=_choice(world, computed, draft, tell))
 

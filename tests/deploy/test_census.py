@@ -124,6 +124,7 @@ def test_a_fog_that_begins_anew_before_everybody_else_begins_again(
 
         def lost() -> None:
             begun_again(nodes, "fog-1", wanted, network, anew=True)
+            assert nodes["fog-1"].member.welcome.wait(60)  # it is told the tree before it is asked
             engine = first.engine
             assert engine is not None
             engine.put_question = partial(_dying, engine.put_question)  # type: ignore[method-assign]

@@ -64,6 +64,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"links": {"fog-device": TOP}, "offload": {"mode": "split"}, "model": {"name": "mlp"}},
         "offload.mode = 'split'",
     ),
+    "a stage": (
+        "fedavg",
+        {"links": {"all": MEDIAN}, "personalize": {"mechanism": "scaffold"}},
+        "personalize.mechanism = 'scaffold': .*sum of all increments",
+    ),
     "no such tier": ("fedavg", {"attack": {"kind": "scale", "tier": "fogs"}}, "attack.tier = 'fogs'.*'fog'"),
     "too many": ("fedavg", {"attack": {"kind": "scale", "tier": "fog", "attackers": 5}}, "has 4 nodes"),
     "labels of fogs": ("fedavg", {"attack": {"kind": "label_flip", "tier": "fog"}}, "set attack.tier = 'device'"),
@@ -103,6 +108,10 @@ def test_attackers_are_drawn_once_per_seed() -> None:
     assert drawn(0) == drawn(0)
     assert len(drawn(0)) == 5
     assert len({drawn(s) for s in range(20)}) > 10
+
+
+def test_a_stage_that_sends_nothing_goes_with_any_link() -> None:
+    world(links={"all": {**TOP, **MEDIAN}}, personalize={"mechanism": "ftl"})
 
 
 def test_a_named_link_is_not_as_all_says() -> None:

@@ -96,6 +96,11 @@ def check_world(world: World) -> None:
             "[links] and [attack] change replies on their way, which Flower's messages have no place for; leave them "
             "out, or deploy the run without Flower"
         )
+    if world.config.dp_sgd.on:
+        raise InputError(
+            "[dp_sgd] draws its noise from the seed of the run here, which Flower's server knows too: it would protect "
+            "nobody; leave it out, or deploy the run without Flower"
+        )
 
 
 def card(world: World, settled: Settled, device: int) -> dict[str, Any]:

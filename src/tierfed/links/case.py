@@ -74,7 +74,7 @@ class Case:
             return ""
         if self.tier.reduce == "chain":
             return f"with {self.algorithm} a sum goes from device to device, and nobody sends its own reply to a parent"
-        if not any(True for _ in leaves(self.change)):
+        if any(True for _ in leaves(self.reply)) and not any(True for _ in leaves(self.change)):
             return f"{self.algorithm} sends nothing up that is a change of what was sent down"
         if self.split and self.depth == len(self.levels) - 2:
             return (
