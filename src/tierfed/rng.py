@@ -39,7 +39,7 @@ class Purpose(IntEnum):
     VALIDATION = 16
     ATTACK = 17
     COMPRESS = 18
-    NOISE = 20
+    NOISE = 19
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -7,8 +7,6 @@ not heard. edge: a fog keeps c_k = mean of its devices' c_i and sends c + (what 
 
 from dataclasses import dataclass
 
-import torch
-
 from tierfed.algorithm import Algorithm, Data, Info, Relay, Tier
 from tierfed.settings import Positive
 from tierfed.task import Task
@@ -65,5 +63,5 @@ class Scaffold(Algorithm):
         x, c, ci = msg["params"], msg["c"], state["c"]
         y = task.train(x, data, self.lr, drift=sub(c, ci))
         moved = 1.0 / (data.steps.clamp(min=1).to(next(iter(c.values())).dtype) * self.lr)
-        dc = {k: torch.addcmul(-c[k], moved, x[k] - y[k]) for k in ci}
+        dc = {k: moved * (x[k] - y[k]) - c[k] for k in ci}
         return {"params": y, "owed": {"dc": dc}}, {"c": add(ci, dc)}

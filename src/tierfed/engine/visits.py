@@ -58,15 +58,10 @@ class Workplace:
             ]
             return stack([up for up, _ in done]), stack([state for _, state in done])
         data = self._data(job, job.ids.tolist())
-        own = data[2:-1]
-        first = int(job.owner[0])
-        common = bool((job.owner == first).all())  # what is computed from the message alone is computed once
         device = vmap(
-            lambda m, s, *d: algorithm.device(task, m, s, Data(data.x, data.y, *d)._replace(ragged=data.ragged)),
-            (None if common else 0, *[0] * (1 + len(own))),
+            lambda m, s, *d: algorithm.device(task, m, s, Data(data.x, data.y, *d)._replace(ragged=data.ragged))
         )
-        got = row(messages, first) if common else row(messages, torch.as_tensor(job.owner))
-        return device(got, states, *own)  # type: ignore[no-any-return]
+        return device(given(messages, job.owner), states, *data[2:-1])  # type: ignore[no-any-return]
 
     def _data(self, job: Job, ids: list[int]) -> Data:
         data = self.plan.data(ids, self.algorithm, job.round, job.tick)
