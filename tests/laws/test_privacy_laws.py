@@ -120,8 +120,8 @@ def test_one_device_moves_what_a_parent_takes_by_at_most_clip_over_their_number(
     """Of every algorithm that claims it: with its own reply, and with the message that it got in its place."""
     links = {"cloud-device": {"privacy": {"clip": CLIP, "noise_multiplier": 0.0, "layers": layers}}}
     settings = trees(1.0, **HIERARCHY)["flat"]
-    if refused(name, links, settings):
-        pytest.skip("it claims nothing")
+    if why := refused(name, links, settings):
+        pytest.skip(f"{name} claims no protection of devices: {why}")
     engine = engine_of("serial", name, settings, links, mode="full")
     sent, got = said(engine)
     n, rule, at = len(got), engine.links.at(0).rule, At(0, 1, 0, 0, 0)
